@@ -1,0 +1,73 @@
+// What the kernels take, and the table of them that one ISA fills.
+// Kernels are torch-free: pointers, strides (in elements) and sizes; they never allocate, check or thread.
+#pragma once
+#include "../simd/types.h"
+
+namespace fusedops {
+
+// A rotation of x[batch][heads][seq][head_dim] into y; y may be x itself.
+// One unit of work is `block` positions of one head: units run (batch, position block, head), head fastest.
+struct RopeArgs {
+  const void *x, *cos, *sin;
+  void* y;
+  const void* position_ids;  // null: 0, 1, 2, ...
+  int64_t batch, heads, seq, head_dim, half;  // half = rotary_dim / 2
+  int64_t x_batch, x_head, x_seq, x_dim;
+  int64_t y_batch, y_head, y_seq, y_dim;
+  int64_t cos_batch, cos_row, sin_batch, sin_row;  // table row of a token: batch * cos_batch + position * cos_row
+  int64_t id_batch, id_seq;
+  int64_t offset;
+  int64_t block;   // set by run_rope, as is stream
+  bool wide_ids;  // position_ids are int64, else int32
+  bool interleaved, conjugate;
+  bool stream;  // y is larger than the last cache: store around it
+};
+
+// One eager step over rows of head_dim elements, row = (batch * heads + head) * seq + position.
+struct RopeStepArgs {
+  const void *a, *b;  // scale: b is the gathered table [batch or 1][seq][half]
+  void* out;
+  int64_t heads, seq, head_dim, half;
+  int64_t table_batch;  // elements between two batches of b, 0 if shared
+  bool interleaved, negate;
+};
+
+enum class Activation : int { identity, gelu, gelu_tanh, gelu_quick };
+
+// y[i] = act(x[i]), or dx[i] = dy[i] * act'(x[i]); contiguous.
+struct GeluArgs {
+  const void* x;
+  const void* dy;  // backward only
+  void* y;
+  Activation act;
+};
+
+// y = act(x @ w^T + bias) on row-major x [m][k], w [n][k], y [m][n]; z, if not null, receives the
+// pre-activation.
+struct LinearArgs {
+  const void *x, *w, *bias;
+  void *y, *z;
+  int64_t m, n, k;
+  int64_t ldx, ldw, ldy, ldz;
+  Activation act;
+};
+
+// Limit probes: 64-byte aligned buffers in blocks of kProbeBlock bytes, or `repeats` rounds per unit of work.
+constexpr int64_t kProbeBlock = 512;
+struct ProbeArgs {
+  const void* from;
+  void* to;
+  int64_t prefetch;  // bytes ahead, 0: none
+  bool stream;
+  int64_t repeats;
+  volatile double* flops_per_round;
+  volatile float* sink;
+};
+
+struct KernelTable {
+#define KERNEL(name, parameters) void(*name) parameters;
+#include "kernels.inc"
+#undef KERNEL
+};
+
+}  // namespace fusedops

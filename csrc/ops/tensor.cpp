@@ -1,0 +1,191 @@
+#include "tensor.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+namespace fusedops {
+
+using torch::headeronly::ScalarType;
+
+// The library's dtype numbers come from functions; Tensor::scalar_type asks them one by one, on each call.
+ScalarType type_of(const Tensor& t) {
+  constexpr size_t known = 64;
+  static const std::array<ScalarType, known> types = [] {
+    std::array<ScalarType, known> all;
+    all.fill(ScalarType::Undefined);
+    for (int32_t dtype = 0; dtype < static_cast<int32_t>(known); dtype++) {
+      try {
+        all[static_cast<size_t>(dtype)] =
+            torch::stable::detail::to<ScalarType>(torch::stable::detail::from(dtype));
+      } catch (const std::exception&) {
+        // a type that this build has no name for stays undefined
+      }
+    }
+    return all;
+  }();
+  int32_t dtype = 0;
+  aoti_torch_get_dtype(t.get(), &dtype);
+  return types[static_cast<size_t>(dtype)];
+}
+
+std::string shape_of(const View& v) {
+  std::string out = "[";
+  for (int64_t d = 0; d < v.rank(); d++) out += (d ? ", " : "") + std::to_string(v.size(d));
+  return out + "]";
+}
+
+bool same_shape(const View& a, const View& b) {
+  return std::equal(a.sizes.begin(), a.sizes.end(), b.sizes.begin(), b.sizes.end());
+}
+
+DType floating(const char* op, const char* what, const View& v) {
+  switch (v.type) {
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Half:
+      return DType::f16;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Double:
+      return DType::f64;
+    default:
+      fail(op, what, " must be float32, float16, bfloat16 or float64 but got ", name_of(v.type));
+  }
+}
+
+void require_cpu(const char* op, const char* what, const Tensor& t) {
+  if (!t.is_cpu()) fail(op, what, " must be on the CPU like the other tensors but got another device");
+}
+
+namespace {
+
+// A term stride * i of an element's offset, low <= i <= high.
+struct Term {
+  int64_t stride, low, high;
+};
+
+void add_terms(std::vector<Term>& terms, const View& v, int64_t low_sign, int64_t high_sign) {
+  for (int64_t d = 0; d < v.rank(); d++)
+    if (v.size(d) > 1)
+      terms.push_back({v.stride(d), low_sign * (v.size(d) - 1), high_sign * (v.size(d) - 1)});
+}
+
+// Whether the terms can add up to `rest`, and not only by all being 0 when `distinct` asks for that.
+// Terms come by descending stride, so for nested strides each level leaves one or two candidates.
+bool reachable(const std::vector<Term>& terms, size_t i, int64_t rest, bool distinct) {
+  if (i == terms.size()) return rest == 0 && !distinct;
+  int64_t low = 0, high = 0;  // what the terms after this one can reach
+  for (size_t k = i + 1; k < terms.size(); k++) {
+    low += terms[k].stride * terms[k].low;
+    high += terms[k].stride * terms[k].high;
+  }
+  const Term& t = terms[i];
+  int64_t first = t.low, last = t.high;
+  if (t.stride > 0) {
+    const auto floor_div = [](int64_t a, int64_t b) { return a / b - (a % b < 0); };
+    first = std::max(first, -floor_div(high - rest, t.stride));
+    last = std::min(last, floor_div(rest - low, t.stride));
+  }
+  for (int64_t n = first; n <= last; n++)
+    if (reachable(terms, i + 1, rest - n * t.stride, distinct && n == 0)) return true;
+  return false;
+}
+
+bool reachable(std::vector<Term> terms, int64_t rest, bool distinct) {
+  std::sort(terms.begin(), terms.end(), [](const Term& a, const Term& b) { return a.stride > b.stride; });
+  return reachable(terms, 0, rest, distinct);
+}
+
+struct Extent {
+  const char *begin, *end;
+};
+
+Extent extent(const View& v, int64_t element) {
+  int64_t last = 0;
+  for (int64_t d = 0; d < v.rank(); d++) last += (v.size(d) - 1) * v.stride(d);
+  const char* begin = static_cast<const char*>(v.data);
+  return {begin, begin + (last + 1) * element};
+}
+
+int64_t element_size(const View& v) {
+  switch (v.type) {
+    case ScalarType::Double:
+    case ScalarType::Long:
+      return 8;
+    case ScalarType::Half:
+    case ScalarType::BFloat16:
+      return 2;
+    default:
+      return 4;
+  }
+}
+
+}  // namespace
+
+bool overlaps_itself(const View& v) {
+  if (v.numel <= 1) return false;
+  std::vector<Term> terms;
+  add_terms(terms, v, -1, 1);
+  return reachable(std::move(terms), 0, true);
+}
+
+bool overlap(const View& a, const View& b) {
+  if (a.numel == 0 || b.numel == 0) return false;
+  const int64_t size = element_size(a);
+  const Extent x = extent(a, size), y = extent(b, element_size(b));
+  if (x.end <= y.begin || y.end <= x.begin) return false;
+  const int64_t bytes = y.begin - x.begin;
+  if (size != element_size(b) || bytes % size != 0) return true;
+  std::vector<Term> terms;
+  add_terms(terms, a, 0, 1);
+  add_terms(terms, b, -1, 0);
+  return reachable(std::move(terms), bytes / size, false);
+}
+
+bool same_elements(const View& a, const View& b) {
+  if (a.data != b.data || a.rank() != b.rank() || a.type != b.type) return false;
+  for (int64_t d = 0; d < a.rank(); d++)
+    if (a.size(d) != b.size(d) || (a.size(d) > 1 && a.stride(d) != b.stride(d))) return false;
+  return true;
+}
+
+Tensor empty_like_output(const Tensor& x, const View& v) {
+  int64_t expected = 1;
+  bool contiguous = true;
+  for (int64_t d = v.rank() - 1; d >= 0; d--) {
+    contiguous = contiguous && (v.size(d) == 1 || v.stride(d) == expected);
+    expected *= v.size(d);
+  }
+  if (!contiguous) {
+    Tensor y = torch::stable::empty_like(x);
+    advise_huge_pages(y.data_ptr(), v.numel * element_size(v));
+    return y;
+  }
+  // The common case past the dispatcher: 0.3 us instead of 0.9.
+  AtenTensorHandle handle;
+  int32_t dtype = 0;
+  aoti_torch_get_dtype(x.get(), &dtype);
+  if (aoti_torch_empty_strided(v.rank(), v.sizes.data(), v.strides.data(), dtype,
+                               aoti_torch_device_type_cpu(), 0, &handle) != 0)
+    fail("fusedops", "memory for the result must be available but got ", v.numel, " elements refused");
+  Tensor y(handle);
+  advise_huge_pages(y.data_ptr(), v.numel * element_size(v));
+  return y;
+}
+
+// Fresh pages cost more than the memory behind them: 4 KiB faults take 15 ms for 33 MB, huge ones 4 ms.
+void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t huge = uintptr_t{2} << 20;
+  if (bytes < static_cast<int64_t>(2 * huge)) return;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + huge - 1) & ~(huge - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) & ~(huge - 1);
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+}  // namespace fusedops

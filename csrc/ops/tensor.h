@@ -1,0 +1,63 @@
+// What the ops need of a tensor, over the LibTorch stable ABI.
+#pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <string>
+
+#include "../check.h"
+#include "../dtype.h"
+
+namespace fusedops {
+
+using torch::stable::Tensor;
+
+inline const char* name_of(torch::headeronly::ScalarType type) { return torch::headeronly::toString(type); }
+
+torch::headeronly::ScalarType type_of(const Tensor& t);
+
+// Sizes, strides and data of a tensor, read once; borrowed from it.
+struct View {
+  explicit View(const Tensor& t) : type(type_of(t)) {
+    int64_t rank = 0, *size = nullptr, *stride = nullptr;
+    aoti_torch_get_dim(t.get(), &rank);
+    aoti_torch_get_sizes(t.get(), &size);
+    aoti_torch_get_strides(t.get(), &stride);
+    aoti_torch_get_data_ptr(t.get(), &data);
+    sizes = {size, static_cast<size_t>(rank)};
+    strides = {stride, static_cast<size_t>(rank)};
+    for (const int64_t n : sizes) numel *= n;
+  }
+  int64_t rank() const { return static_cast<int64_t>(sizes.size()); }
+  int64_t size(int64_t d) const { return sizes[static_cast<size_t>(d < 0 ? d + rank() : d)]; }
+  int64_t stride(int64_t d) const { return strides[static_cast<size_t>(d < 0 ? d + rank() : d)]; }
+
+  torch::headeronly::ScalarType type;
+  torch::headeronly::IntHeaderOnlyArrayRef sizes, strides;
+  void* data = nullptr;
+  int64_t numel = 1;
+};
+
+std::string shape_of(const View& v);
+bool same_shape(const View& a, const View& b);
+
+// The dtype as the kernels name it; fails for anything but f32, f16, bf16, f64.
+DType floating(const char* op, const char* what, const View& v);
+
+void require_cpu(const char* op, const char* what, const Tensor& t);
+
+// Whether two elements of `v` share memory (a stride of 0, or strides that fold back), and whether an
+// element of `a` shares memory with one of `b`. Exact for views whose strides nest, which all views made
+// by slicing, transposing and splitting do; other layouts are taken to overlap when their extents do.
+bool overlaps_itself(const View& v);
+bool overlap(const View& a, const View& b);
+bool same_elements(const View& a, const View& b);
+
+// torch.empty_like(x); pages of a large fresh output are asked to be huge.
+Tensor empty_like_output(const Tensor& x, const View& v);
+void advise_huge_pages(void* data, int64_t bytes);
+
+}  // namespace fusedops

@@ -1,0 +1,126 @@
+// fusedops._C: build and CPU information, ISA control, limit probes, and NumPy entry points. No torch headers.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../check.h"
+#include "../run.h"
+
+namespace py = pybind11;
+
+namespace fusedops {
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+template <class T>
+constexpr DType dtype_of = sizeof(T) == 8 ? DType::f64 : DType::f32;
+
+template <class F>
+void without_gil(const F& work) {
+  py::gil_scoped_release released;
+  work();
+}
+
+template <class T>
+Array<T> rope(const Array<T>& x, const Array<T>& cos, const Array<T>& sin, bool interleaved) {
+  const auto half = cos.ndim() == 2 ? cos.shape(1) : 0;
+  if (x.ndim() != 4) fail("rope", "x must have 4 dimensions [B, H, S, D] but got ", x.ndim());
+  if (cos.ndim() != 2 || sin.ndim() != 2 || sin.shape(0) != cos.shape(0) || sin.shape(1) != half)
+    fail("rope", "cos and sin must have one shape [positions, rotary_dim / 2] but got other shapes");
+  if (cos.shape(0) < x.shape(2))
+    fail("rope", "the table must have at least seq = ", x.shape(2), " rows but got ", cos.shape(0));
+  if (2 * half > x.shape(3))
+    fail("rope", "rotary_dim must be at most head_dim ", x.shape(3), " but got ", 2 * half);
+  Array<T> y({x.shape(0), x.shape(1), x.shape(2), x.shape(3)});
+  RopeArgs a = {};
+  a.x = x.data(), a.y = y.mutable_data(), a.cos = cos.data(), a.sin = sin.data();
+  a.batch = x.shape(0), a.heads = x.shape(1), a.seq = x.shape(2), a.head_dim = x.shape(3), a.half = half;
+  a.x_dim = a.y_dim = 1;
+  a.x_seq = a.y_seq = a.head_dim;
+  a.x_head = a.y_head = a.seq * a.x_seq;
+  a.x_batch = a.y_batch = a.heads * a.x_head;
+  a.cos_row = a.sin_row = half;
+  a.interleaved = interleaved;
+  without_gil([&] { run_rope(a, dtype_of<T>, dtype_of<T>); });
+  return y;
+}
+
+Activation activation(const char* op, const std::string& approximate) {
+  if (approximate == "none") return Activation::gelu;
+  if (approximate == "tanh") return Activation::gelu_tanh;
+  if (approximate == "quick") return Activation::gelu_quick;
+  fail(op, "approximate must be 'none', 'tanh' or 'quick' but got '", approximate, "'");
+}
+
+template <class T>
+Array<T> gelu(const Array<T>& x, const std::string& approximate) {
+  Array<T> y(std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
+  GeluArgs a = {};
+  a.x = x.data(), a.y = y.mutable_data(), a.act = activation("gelu", approximate);
+  without_gil([&] { run_gelu(a, x.size(), dtype_of<T>); });
+  return y;
+}
+
+template <class T>
+Array<T> gelu_linear(const Array<T>& x, const Array<T>& w, const std::optional<Array<T>>& bias,
+                     const std::string& approximate) {
+  if (x.ndim() != 2 || w.ndim() != 2 || x.shape(1) != w.shape(1))
+    fail("gelu_linear", "x must be [M, K] and weight [N, K] but got other shapes");
+  if (bias && (bias->ndim() != 1 || bias->shape(0) != w.shape(0)))
+    fail("gelu_linear", "bias must be [", w.shape(0), "] but got another shape");
+  Array<T> y({x.shape(0), w.shape(0)});
+  LinearArgs a = {};
+  a.x = x.data(), a.w = w.data(), a.bias = bias ? bias->data() : nullptr, a.y = y.mutable_data();
+  a.m = x.shape(0), a.n = w.shape(0), a.k = x.shape(1);
+  a.ldx = a.ldw = a.k, a.ldy = a.n;
+  a.act = activation("gelu_linear", approximate);
+  without_gil([&] { run_linear(a, dtype_of<T>); });
+  return y;
+}
+
+template <class T>
+void bind_numpy(py::module_& m) {
+  using namespace py::literals;
+  m.def("rope", &rope<T>, "x"_a.noconvert(), "cos"_a.noconvert(), "sin"_a.noconvert(), "interleaved"_a = false,
+        "NumPy float32 or float64, C order: x [B, H, S, D], cos and sin [P >= S, rotary_dim / 2].");
+  m.def("gelu", &gelu<T>, "x"_a.noconvert(), "approximate"_a = "none");
+  m.def("gelu_linear", &gelu_linear<T>, "x"_a.noconvert(), "weight"_a.noconvert(),
+        "bias"_a.noconvert() = py::none(), "approximate"_a = "none", "gelu(x @ weight.T + bias) on [M, K] and [N, K].");
+}
+
+}  // namespace
+}  // namespace fusedops
+
+PYBIND11_MODULE(_C, m) {
+  using namespace fusedops;
+  using namespace py::literals;
+  m.doc() = "fusedops without torch: information, ISA control, limit probes, NumPy entry points.";
+  m.def("isa_compiled", &isa::compiled, "ISAs in this build, best first.");
+  m.def("isa_supported", &isa::supported, "Of those, the ones this machine runs.");
+  m.def("isa_current", &isa::current);
+  m.def("isa_use", &isa::use, "name"_a);
+  m.def("threads", &threads, "Threads of torch's pool.");
+  m.def("last_cache_bytes", &last_cache_bytes);
+  m.def("compiler", [] { return std::string(__VERSION__); });
+  m.def(
+      "probe_copy", [](int64_t bytes, int repeats) { return probe_copy(bytes, repeats); }, "bytes"_a, "repeats"_a = 5,
+      py::call_guard<py::gil_scoped_release>(),
+      "Best bytes/s (read + written) of a copy of `bytes` on torch's threads: ordinary and streaming stores, "
+      "several prefetch distances.");
+  m.def(
+      "probe_fma",
+      [](const std::string& dtype) {
+        if (dtype != "f32" && dtype != "bf16") fail("probe_fma", "dtype must be 'f32' or 'bf16' but got '", dtype, "'");
+        return probe_fma(dtype == "bf16" ? DType::bf16 : DType::f32);
+      },
+      "dtype"_a = "f32", py::call_guard<py::gil_scoped_release>(),
+      "Multiply-add flop/s on registers only, all of torch's threads; bf16: the pair dot product where the ISA has it.");
+  bind_numpy<float>(m);
+  bind_numpy<double>(m);
+}

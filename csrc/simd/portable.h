@@ -1,0 +1,194 @@
+// GCC/Clang vector extensions, 4 floats or 2 doubles: what every baseline (SSE2, armv8.0) lowers well.
+// neon.h includes this with FUSEDOPS_VECTOR_FMA set and brings its own multiply-add.
+#pragma once
+
+namespace fusedops::FUSEDOPS_ISA {
+
+template <>
+struct Vec<float> {
+  static constexpr int N = 4;
+  typedef float reg __attribute__((vector_size(16)));
+  typedef int32_t bits __attribute__((vector_size(16)));
+  reg v;
+};
+template <>
+struct Vec<double> {
+  static constexpr int N = 2;
+  typedef double reg __attribute__((vector_size(16)));
+  typedef int64_t bits __attribute__((vector_size(16)));
+  reg v;
+};
+using Vf = Vec<float>;
+using Vd = Vec<double>;
+#ifdef __aarch64__
+constexpr int kVectorRegisters = 32;
+#else
+constexpr int kVectorRegisters = 16;
+#endif
+constexpr bool kBf16Dot = false;
+
+FUSEDOPS_INLINE uint32_t to_bits(float x) {
+  uint32_t u;
+  __builtin_memcpy(&u, &x, 4);
+  return u;
+}
+FUSEDOPS_INLINE float from_bits(uint32_t u) {
+  float x;
+  __builtin_memcpy(&x, &u, 4);
+  return x;
+}
+
+FUSEDOPS_INLINE float widen(bf16 h) { return from_bits(static_cast<uint32_t>(h.bits) << 16); }
+FUSEDOPS_INLINE float widen(f16 h) {
+  const uint32_t sign = static_cast<uint32_t>(h.bits & 0x8000) << 16, body = h.bits & 0x7fff;
+  if (body >= 0x7c00) return from_bits(sign | 0x7f800000 | (body & 0x3ff) << 13);
+  // 2^112 moves the exponent bias from 15 to 127, subnormals included.
+  return from_bits(sign | to_bits(from_bits(body << 13) * 0x1p112f));
+}
+FUSEDOPS_INLINE float widen(float x) { return x; }
+FUSEDOPS_INLINE double widen(double x) { return x; }
+
+FUSEDOPS_INLINE void narrow(float x, bf16* h) {
+  const uint32_t u = to_bits(x);
+  const uint32_t r = x != x ? u | 0x400000 : u + 0x7fff + (u >> 16 & 1);
+  h->bits = static_cast<uint16_t>(r >> 16);
+}
+FUSEDOPS_INLINE void narrow(float x, f16* h) {
+  const uint32_t u = to_bits(x), sign = u >> 16 & 0x8000, mag = u & 0x7fffffff;
+  uint32_t r;
+  if (mag > 0x7f800000) {
+    r = 0x7e00 | (mag >> 13 & 0x3ff);
+  } else if (mag >= 0x477ff000) {  // rounds to 65536 or more
+    r = 0x7c00;
+  } else if (mag < 0x38800000) {  // subnormal in f16: the addition rounds at 2^-24
+    r = to_bits(from_bits(mag) + 0.5f) - 0x3f000000;
+  } else {
+    r = (mag + 0xfff + (mag >> 13 & 1) - 0x38000000) >> 13;
+  }
+  h->bits = static_cast<uint16_t>(sign | r);
+}
+FUSEDOPS_INLINE void narrow(float x, float* y) { *y = x; }
+FUSEDOPS_INLINE void narrow(double x, double* y) { *y = x; }
+
+template <class V>
+FUSEDOPS_INLINE V set1(double x) {
+  V r;
+  for (int i = 0; i < V::N; i++) r.v[i] = static_cast<decltype(+r.v[0])>(x);
+  return r;
+}
+template <class V, class T>
+FUSEDOPS_INLINE V broadcast(const T* p) {
+  return set1<V>(*p);
+}
+template <class V, class T>
+FUSEDOPS_INLINE V load_n(const T* p, int n) {
+  V r = set1<V>(0);
+  for (int i = 0; i < n; i++) r.v[i] = widen(p[i]);
+  return r;
+}
+template <class V, class T>
+FUSEDOPS_INLINE V load(const T* p) {
+  V r;
+  if constexpr (sizeof(T) == sizeof(r.v[0]))
+    __builtin_memcpy(&r.v, p, sizeof(r.v));
+  else
+    for (int i = 0; i < V::N; i++) r.v[i] = widen(p[i]);
+  return r;
+}
+template <class T, class V>
+FUSEDOPS_INLINE void store_n(T* p, V a, int n) {
+  for (int i = 0; i < n; i++) narrow(a.v[i], p + i);
+}
+template <class T, class V>
+FUSEDOPS_INLINE void store(T* p, V a) {
+  if constexpr (sizeof(T) == sizeof(a.v[0]))
+    __builtin_memcpy(p, &a.v, sizeof(a.v));
+  else
+    store_n(p, a, V::N);
+}
+FUSEDOPS_INLINE void stream(float* p, Vf a) { store(p, a); }
+FUSEDOPS_INLINE void stream_fence() {}
+
+template <class T>
+FUSEDOPS_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) { return {a.v + b.v}; }
+template <class T>
+FUSEDOPS_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) { return {a.v - b.v}; }
+template <class T>
+FUSEDOPS_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) { return {a.v * b.v}; }
+template <class T>
+FUSEDOPS_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) { return {a.v / b.v}; }
+template <class T>
+FUSEDOPS_INLINE Vec<T> operator-(Vec<T> a) { return {-a.v}; }
+#ifndef FUSEDOPS_VECTOR_FMA
+template <class T>
+FUSEDOPS_INLINE Vec<T> mul_add(Vec<T> a, Vec<T> b, Vec<T> c) { return {a.v * b.v + c.v}; }
+// The product of two floats is exact in double.
+FUSEDOPS_INLINE Vf fma(Vf a, Vf b, Vf c) {
+  Vf r;
+  for (int i = 0; i < 4; i++)
+    r.v[i] = static_cast<float>(static_cast<double>(a.v[i]) * b.v[i] + c.v[i]);
+  return r;
+}
+FUSEDOPS_INLINE Vd fma(Vd a, Vd b, Vd c) {
+  return {Vd::reg{__builtin_fma(a.v[0], b.v[0], c.v[0]), __builtin_fma(a.v[1], b.v[1], c.v[1])}};
+}
+#endif
+template <class T>
+FUSEDOPS_INLINE Vec<T> min(Vec<T> a, Vec<T> b) { return {a.v < b.v ? a.v : b.v}; }
+template <class T>
+FUSEDOPS_INLINE Vec<T> max(Vec<T> a, Vec<T> b) { return {a.v > b.v ? a.v : b.v}; }
+FUSEDOPS_INLINE Vf abs(Vf a) { return {(Vf::reg)((Vf::bits)a.v & 0x7fffffff)}; }
+FUSEDOPS_INLINE Vd abs(Vd a) { return {(Vd::reg)((Vd::bits)a.v & 0x7fffffffffffffff)}; }
+template <class T>
+FUSEDOPS_INLINE Vec<T> if_negative(Vec<T> x, Vec<T> a, Vec<T> b) {
+  return {(typename Vec<T>::bits)x.v < 0 ? a.v : b.v};
+}
+// Adding 1.5 * 2^23 leaves no fraction bits.
+FUSEDOPS_INLINE Vf round(Vf a) { return {a.v + 0x1.8p23f - 0x1.8p23f}; }
+FUSEDOPS_INLINE Vd round(Vd a) { return {a.v + 0x1.8p52 - 0x1.8p52}; }
+// Three factors, each a normal power of two, so that only the last product can round.
+template <class T>
+FUSEDOPS_INLINE Vec<T> scale2(Vec<T> a, Vec<T> n) {
+  using V = Vec<T>;
+  constexpr int bias = sizeof(T) == 4 ? 127 : 1023, mantissa = sizeof(T) == 4 ? 23 : 52;
+  typename V::bits third, rest;
+  for (int i = 0; i < V::N; i++) {
+    const int e = static_cast<int>(n.v[i]);
+    third[i] = e / 3;
+    rest[i] = e - 2 * (e / 3);
+  }
+  const auto pow2 = [](typename V::bits k) { return (typename V::reg)((k + bias) << mantissa); };
+  return {a.v * pow2(rest) * pow2(third) * pow2(third)};
+}
+FUSEDOPS_INLINE Vf lookup16(const float* table, Vf i) {
+  Vf r;
+  // Adding 1.5 * 2^23 leaves the rounded lane in the low bits.
+  for (int k = 0; k < 4; k++) r.v[k] = table[to_bits(i.v[k] + 0x1.8p23f) & 15];
+  return r;
+}
+FUSEDOPS_INLINE float sum(Vf a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
+FUSEDOPS_INLINE double sum(Vd a) { return a.v[0] + a.v[1]; }
+
+FUSEDOPS_INLINE void deinterleave(Vf a, Vf b, Vf& even, Vf& odd) {
+  even.v = Vf::reg{a.v[0], a.v[2], b.v[0], b.v[2]};
+  odd.v = Vf::reg{a.v[1], a.v[3], b.v[1], b.v[3]};
+}
+FUSEDOPS_INLINE void interleave(Vf even, Vf odd, Vf& a, Vf& b) {
+  a.v = Vf::reg{even.v[0], odd.v[0], even.v[1], odd.v[1]};
+  b.v = Vf::reg{even.v[2], odd.v[2], even.v[3], odd.v[3]};
+}
+FUSEDOPS_INLINE void deinterleave(Vd a, Vd b, Vd& even, Vd& odd) {
+  even.v = Vd::reg{a.v[0], b.v[0]};
+  odd.v = Vd::reg{a.v[1], b.v[1]};
+}
+FUSEDOPS_INLINE void interleave(Vd even, Vd odd, Vd& a, Vd& b) { deinterleave(even, odd, a, b); }
+
+template <class T>
+FUSEDOPS_INLINE void transpose(Vec<T> (&r)[Vec<T>::N]) {
+  Vec<T> t[Vec<T>::N];
+  for (int i = 0; i < Vec<T>::N; i++)
+    for (int j = 0; j < Vec<T>::N; j++) t[i].v[j] = r[j].v[i];
+  for (int i = 0; i < Vec<T>::N; i++) r[i] = t[i];
+}
+
+}  // namespace fusedops::FUSEDOPS_ISA

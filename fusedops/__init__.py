@@ -1,0 +1,47 @@
+"""Fused rotary embedding and GELU-linear for PyTorch, on CPUs and Apple silicon."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Before _C: the kernels run on torch's threads, so torch is loaded first.
+from fusedops._library import ops as _ops  # noqa: F401, I001
+from fusedops import isa
+from fusedops.ops import (
+    gelu,
+    gelu_linear,
+    linear,
+    rope,
+    rope_,
+    rope_qk,
+    rope_qk_,
+)
+
+__version__ = "0.1.0"
+__all__ = [
+    "gelu",
+    "gelu_linear",
+    "isa",
+    "ladder",
+    "linear",
+    "nn",
+    "reference",
+    "rope",
+    "rope_",
+    "rope_qk",
+    "rope_qk_",
+    "testing",
+]
+
+_ON_USE = frozenset({"ladder", "nn", "reference", "testing"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_USE:
+        return importlib.import_module(f"fusedops.{name}")
+    raise AttributeError(f"module 'fusedops' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,103 @@
+"""What all ops share: loading the binary, the way a call takes, and the fallback for other devices."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_NAME = "libfusedops.dylib" if sys.platform == "darwin" else "libfusedops.so"
+torch.ops.load_library(Path(__file__).with_name(_NAME))
+
+ops: Any = torch.ops.fusedops
+_library = torch.library.Library("fusedops", "FRAGMENT")  # noqa: TOR901
+_warned: set[tuple[str, str]] = set()
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether nothing records, transforms or traces a call, so that it may go straight to the kernel.
+
+    A forward-mode dual does not say ``requires_grad``: an open dual level is enough to say no.
+    """
+    if torch.compiler.is_compiling() or is_transformed() or forward_ad._current_level >= 0:
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    return not any(t is not None and t.requires_grad for t in tensors)
+
+
+def is_transformed() -> bool:
+    """Whether a ``torch.func`` transform (vmap, grad, jvp, ...) is active."""
+    return torch._C._functorch.maybe_current_level() is not None
+
+
+def register_fake(name: str, fake: Callable[..., Any]) -> None:
+    """Give ``fusedops::name`` its shape function."""
+    torch.library.register_fake(f"fusedops::{name}", fake, lib=_library)
+
+
+def register_autograd(
+    name: str,
+    apply: Callable[..., Any],
+    kernel: Callable[..., Any],
+    formula: Callable[..., Any],
+) -> None:
+    """Make ``fusedops::name`` differentiable.
+
+    ``apply`` records the call for backward, ``kernel`` runs it unrecorded, and ``formula`` (torch
+    operations) serves forward-mode duals. ``torch.library.register_autograd`` would drop the
+    tangent of a dual without a word.
+    """
+
+    def autograd(*args: Any) -> Any:
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        if forward_ad._current_level >= 0 and any(
+            forward_ad.unpack_dual(t).tangent is not None for t in tensors
+        ):
+            return formula(*args)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return apply(*args)
+        return kernel(*args)
+
+    _library.impl(name, autograd, "Autograd")
+
+
+def register_fallback(name: str, formula: Callable[..., Any]) -> None:
+    """Serve ``fusedops::name`` on devices without a kernel, with one warning per op and device."""
+
+    def fallback(*args: Any) -> Any:
+        device = next(a for a in args if isinstance(a, Tensor)).device.type
+        if os.environ.get("FUSEDOPS_STRICT") == "1":
+            raise RuntimeError(
+                f"[{name}] device must be one with a kernel (cpu) under FUSEDOPS_STRICT=1 "
+                f"but got {device}"
+            )
+        if (name, device) not in _warned:
+            _warned.add((name, device))
+            warnings.warn(
+                f"fusedops has no {name} kernel for {device}: PyTorch operations run instead",
+                stacklevel=2,
+            )
+        return formula(*args)
+
+    _library.impl(name, fallback, "CompositeExplicitAutograd")
+
+
+def refuse_recorded(op: str, what: str, *tensors: Tensor | None) -> None:
+    """Fail if autograd would have to follow a write into ``what``."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        raise RuntimeError(
+            f"[{op}] {what} must not be used where autograd records but got an input that requires grad"
+        )
+    if is_transformed() or forward_ad._current_level >= 0:
+        raise RuntimeError(
+            f"[{op}] {what} must not be used under a torch.func transform or forward-mode AD "
+            "but got such a call"
+        )

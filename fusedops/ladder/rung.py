@@ -1,0 +1,35 @@
+"""What a rung is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Rung"]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One implementation of one op; unavailable says in one line why this machine cannot run it.
+
+    stepwise: it stores the result of each eager step in the dtype of its input, so that for float16
+    and bfloat16 it is held to the stepwise bound of its OpSpec.
+    """
+
+    name: str
+    op: str
+    description: str
+    function: Callable[..., Tensor] = field(repr=False)
+    unavailable: str | None = None
+    stepwise: bool = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run it; RuntimeError with the reason where that is impossible."""
+        if self.unavailable is not None:
+            raise RuntimeError(
+                f"[ladder] {self.op}/{self.name} must be available but got: {self.unavailable}"
+            )
+        return self.function(*args, **kwargs)

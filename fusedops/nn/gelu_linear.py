@@ -1,0 +1,58 @@
+"""GELULinear: nn.Linear followed by nn.GELU, as one module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedops.ops import gelu_linear
+
+
+class GELULinear(torch.nn.Linear):
+    """``gelu(input @ weight.T + bias)``; parameters, initialisation and state_dict of nn.Linear.
+
+    Args:
+        in_features: K, the size of the input's last dimension.
+        out_features: N, the size of the output's last dimension.
+        bias: whether there is one.
+        approximate: "none", "tanh" or "quick", as for :func:`fusedops.gelu`.
+        save: "preact" or "none": what training keeps, as for :func:`fusedops.gelu_linear`.
+        device: where the parameters are made.
+        dtype: theirs, and the one inputs must have.
+
+    Raises:
+        RuntimeError: an unknown ``approximate`` or ``save``; in forward as :func:`fusedops.gelu_linear`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        approximate: str = "none",
+        *,
+        save: str = "preact",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        if approximate not in ("none", "tanh", "quick"):
+            raise RuntimeError(
+                f"[GELULinear] approximate must be 'none', 'tanh' or 'quick' but got {approximate!r}"
+            )
+        if save not in ("preact", "none"):
+            raise RuntimeError(f"[GELULinear] save must be 'preact' or 'none' but got {save!r}")
+        super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
+        self.approximate = approximate
+        self.save = save
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in_features] to [..., out_features]."""
+        return gelu_linear(
+            input, self.weight, self.bias, approximate=self.approximate, save=self.save
+        )
+
+    def extra_repr(self) -> str:
+        """Like nn.Linear's, with what is added."""
+        return f"{super().extra_repr()}, approximate={self.approximate!r}"

@@ -1,0 +1,140 @@
+"""GELU and its derivative."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedops import _library, reference
+from fusedops._library import is_plain, is_transformed, ops
+
+
+def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    """``x * Phi(x)``, elementwise, accurate in the tail.
+
+    Replaces ``torch.nn.functional.gelu``, whose float32 result is 17% off at -5.
+
+    Args:
+        x: any shape and strides; float32, float16, bfloat16 or float64.
+        approximate: "none": ``0.5 x erfc(-x / sqrt 2)``; "tanh": ``0.5 x (1 + tanh(sqrt(2/pi)
+            (x + 0.044715 x^3)))``; "quick": ``x sigmoid(1.702 x)``.
+
+    Returns:
+        A tensor like x. Differentiable twice.
+
+    Raises:
+        RuntimeError: ``[gelu] requirement but got value`` for another dtype or approximation.
+
+    Accuracy:
+        float32: at most 4 ulp of the true result for every x, subnormal results included.
+        float16, bfloat16: computed in float32 and rounded once.
+
+    Source: Hendrycks and Gimpel 2016, arXiv:1606.08415.
+    """
+    if is_plain(x):
+        return ops.gelu_nograd(x, approximate)
+    if is_transformed():
+        return _formula(x, approximate)
+    return ops.gelu(x, approximate)
+
+
+def _formula(x: Tensor, approximate: str) -> Tensor:
+    return reference.gelu(x, approximate=approximate)
+
+
+class _Gelu(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, approximate: str) -> Tensor:  # type: ignore[override]
+        return ops.gelu_nograd(x, approximate)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, ctx.approximate = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ops.gelu_backward(grad, *ctx.saved_tensors, ctx.approximate), None
+
+
+class _GeluBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(grad: Tensor, x: Tensor, approximate: str) -> Tensor:  # type: ignore[override]
+        return ops.gelu_backward_nograd(grad, x, approximate)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        grad, x, ctx.approximate = inputs
+        ctx.save_for_backward(grad, x)
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        grad, x = ctx.saved_tensors
+        to_grad = ops.gelu_backward(outer, x, ctx.approximate)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        curvature = _second_derivative(x.to(wide), ctx.approximate)
+        to_x = (outer.to(wide) * grad.to(wide) * curvature).to(x.dtype)
+        return to_grad, to_x, None
+
+
+def _derivative(x: Tensor, approximate: str) -> Tensor:
+    if approximate == "none":
+        density = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+        return 0.5 * torch.erfc(x * -math.sqrt(0.5)) + x * density
+    w, w1, _ = _exponent(x, approximate)
+    s = torch.sigmoid(w)
+    return s + x * w1 * s * torch.sigmoid(-w)
+
+
+def _second_derivative(x: Tensor, approximate: str) -> Tensor:
+    if approximate == "none":
+        return (2 - x * x) * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    w, w1, w2 = _exponent(x, approximate)
+    slope = torch.sigmoid(w) * torch.sigmoid(-w)
+    return slope * (2 * w1 + x * w2 + x * w1 * w1 * (1 - 2 * torch.sigmoid(w)))
+
+
+def _exponent(x: Tensor, approximate: str) -> tuple[Tensor, Tensor, Tensor]:
+    """W of ``x * sigmoid(W(x))`` with its first and second derivative."""
+    if approximate == "quick":
+        return 1.702 * x, torch.full_like(x, 1.702), torch.zeros_like(x)
+    c = 2 * math.sqrt(2 / math.pi)
+    return c * (x + 0.044715 * x**3), c * (1 + 3 * 0.044715 * x * x), c * 6 * 0.044715 * x
+
+
+def _backward_formula(grad: Tensor, x: Tensor, approximate: str) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return (grad.to(wide) * _derivative(x.to(wide), approximate)).to(x.dtype)
+
+
+def _fake(x: Tensor, approximate: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _fake_backward(grad: Tensor, x: Tensor, approximate: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _apply(x: Tensor, approximate: str) -> Tensor:
+    return _Gelu.apply(x, approximate)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _apply_backward(grad: Tensor, x: Tensor, approximate: str) -> Tensor:
+    return _GeluBackward.apply(grad, x, approximate)  # type: ignore[no-untyped-call, no-any-return]
+
+
+for _name, _shape, _composed in (
+    ("gelu", _fake, _formula),
+    ("gelu_nograd", _fake, _formula),
+    ("gelu_backward", _fake_backward, _backward_formula),
+    ("gelu_backward_nograd", _fake_backward, _backward_formula),
+):
+    _library.register_fake(_name, _shape)
+    _library.register_fallback(_name, _composed)
+_library.register_autograd("gelu", _apply, ops.gelu_nograd, _formula)
+_library.register_autograd(
+    "gelu_backward", _apply_backward, ops.gelu_backward_nograd, _backward_formula
+)

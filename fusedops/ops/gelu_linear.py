@@ -1,0 +1,164 @@
+"""A linear layer with GELU applied to its accumulators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedops import _library, reference
+from fusedops._library import is_plain, is_transformed, ops
+from fusedops.ops.linear import autocast, gradients
+
+
+def gelu_linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    approximate: str = "none",
+    save: str = "preact",
+    out: Tensor | None = None,
+) -> Tensor:
+    """``gelu(input @ weight.T + bias)`` in one pass over the result.
+
+    Replaces ``F.gelu(F.linear(input, weight, bias), approximate=...)``.
+
+    Args:
+        input: [..., K], any strides; float32, float16, bfloat16 or float64.
+        weight: [N, K], of input's dtype.
+        bias: [N], of input's dtype, or None.
+        approximate: "none", "tanh" or "quick", as for :func:`fusedops.gelu`.
+        save: what training keeps for backward: "preact", the pre-activation [..., N] in input's
+            dtype; or "none", nothing: backward computes it again.
+        out: receives the result, [..., N]; not for use where autograd records.
+
+    Returns:
+        [..., N], contiguous (or ``out``). Differentiable twice. Under autocast the arguments are cast
+        as ``torch.nn.functional.linear``'s are.
+
+    Raises:
+        RuntimeError: ``[gelu_linear] requirement but got value``, before anything is written.
+
+    Accuracy:
+        Accumulated in float32 (float64 for float64), bias and GELU applied before the one rounding:
+        |error| <= eps / 2 |y| + 1.13 (K + 1) eps32 (|input| @ |weight|.T + |bias|) + 4 ulp32(y),
+        eps32 = 2^-24; 1.13 is the largest slope of GELU.
+
+    Source: Hendrycks and Gimpel 2016, arXiv:1606.08415.
+    """
+    input, weight, bias = autocast(input, weight, bias)
+    if save not in ("preact", "none"):
+        raise RuntimeError(f"[gelu_linear] save must be 'preact' or 'none' but got {save!r}")
+    if out is not None:
+        _library.refuse_recorded("gelu_linear", "out", input, weight, bias)
+        ops.gelu_linear_out(input, weight, bias, approximate, out)
+        return out
+    if is_plain(input, weight, bias):
+        return ops.gelu_linear_nograd(input, weight, bias, approximate)
+    if is_transformed():
+        return _formula(input, weight, bias, approximate)
+    if save == "preact" and torch.is_grad_enabled():
+        return ops.gelu_linear_preact(input, weight, bias, approximate)[0]
+    return ops.gelu_linear(input, weight, bias, approximate)
+
+
+def _formula(input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+    return reference.gelu_linear(input, weight, bias, approximate=approximate)
+
+
+def _formula_preact(
+    input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str
+) -> tuple[Tensor, Tensor]:
+    z = reference.linear(input, weight, bias)
+    return reference.gelu(z, approximate=approximate), z
+
+
+def _out_formula(
+    input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str, out: Tensor
+) -> None:
+    out.copy_(_formula(input, weight, bias, approximate))
+
+
+class _KeepNothing(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str
+    ) -> Tensor:
+        return ops.gelu_linear_nograd(input, weight, bias, approximate)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, ctx.approximate = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        input, weight, bias = ctx.saved_tensors
+        z = ops.linear(input, weight, bias)
+        grad = ops.gelu_backward(grad, z, ctx.approximate)
+        return *gradients(grad, input, weight, ctx.needs_input_grad), None
+
+
+class _KeepPreactivation(torch.autograd.Function):
+    """The pre-activation is an output too, so that a second derivative reaches it."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str
+    ) -> tuple[Tensor, Tensor]:
+        return ops.gelu_linear_preact_nograd(input, weight, bias, approximate)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        input, weight, _, ctx.approximate = inputs
+        ctx.save_for_backward(input, weight, output[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, grad: Tensor | None, grad_z: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        input, weight, z = ctx.saved_tensors
+        if grad is not None:
+            through = ops.gelu_backward(grad, z, ctx.approximate)
+            grad_z = through if grad_z is None else through + grad_z
+        if grad_z is None:
+            return None, None, None, None
+        return *gradients(grad_z, input, weight, ctx.needs_input_grad), None
+
+
+def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+    return input.new_empty((*input.shape[:-1], weight.shape[0]))
+
+
+def _fake_preact(*args: Any) -> tuple[Tensor, Tensor]:
+    return _fake(*args), _fake(*args)
+
+
+def _fake_written(*args: Any) -> None:
+    return None
+
+
+def _apply(*args: Any) -> Tensor:
+    return _KeepNothing.apply(*args)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _apply_preact(*args: Any) -> tuple[Tensor, Tensor]:
+    return _KeepPreactivation.apply(*args)  # type: ignore[no-untyped-call, no-any-return]
+
+
+for _name, _shape, _composed in (
+    ("gelu_linear", _fake, _formula),
+    ("gelu_linear_nograd", _fake, _formula),
+    ("gelu_linear_preact", _fake_preact, _formula_preact),
+    ("gelu_linear_preact_nograd", _fake_preact, _formula_preact),
+    ("gelu_linear_out", _fake_written, _out_formula),
+):
+    _library.register_fake(_name, _shape)
+    _library.register_fallback(_name, _composed)
+_library.register_autograd("gelu_linear", _apply, ops.gelu_linear_nograd, _formula)
+_library.register_autograd(
+    "gelu_linear_preact", _apply_preact, ops.gelu_linear_preact_nograd, _formula_preact
+)

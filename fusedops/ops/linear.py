@@ -1,0 +1,91 @@
+"""The matmul without an activation: the unfused half of gelu_linear."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedops import _library, reference
+from fusedops._library import is_plain, is_transformed, ops
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``input @ weight.T + bias``, accumulated in float32 (float64 for float64), rounded once.
+
+    Replaces ``torch.nn.functional.linear``.
+
+    Args:
+        input: [..., K], any strides; float32, float16, bfloat16 or float64.
+        weight: [N, K], of input's dtype.
+        bias: [N], of input's dtype, or None.
+
+    Returns:
+        [..., N], contiguous. Differentiable twice. Under autocast the arguments are cast as
+        ``torch.nn.functional.linear``'s are.
+
+    Raises:
+        RuntimeError: ``[linear] requirement but got value``, before anything is computed.
+
+    Accuracy:
+        |error| <= eps / 2 |y| + (K + 1) eps32 (|input| @ |weight|.T + |bias|), eps32 = 2^-24.
+    """
+    input, weight, bias = autocast(input, weight, bias)
+    if is_plain(input, weight, bias):
+        return ops.linear_nograd(input, weight, bias)
+    if is_transformed():
+        return reference.linear(input, weight, bias)
+    return ops.linear(input, weight, bias)
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The arguments in autocast's dtype where it is on, as torch casts those of a matmul."""
+    device = next(t for t in tensors if t is not None).device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in tensors
+    )
+
+
+def gradients(
+    grad: Tensor, input: Tensor, weight: Tensor, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of input, weight and bias for the gradient of ``linear``'s result."""
+    rows = grad.reshape(-1, weight.shape[0])
+    to_input = grad.matmul(weight) if needed[0] else None
+    to_weight = rows.t().mm(input.reshape(-1, weight.shape[1])) if needed[1] else None
+    to_bias = rows.sum(0) if needed[2] else None
+    return to_input, to_weight, to_bias
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        return ops.linear_nograd(input, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        input, weight, _ = inputs
+        ctx.save_for_backward(input, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return gradients(grad, *ctx.saved_tensors, ctx.needs_input_grad)
+
+
+def _fake(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return input.new_empty((*input.shape[:-1], weight.shape[0]))
+
+
+def _apply(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _Linear.apply(input, weight, bias)  # type: ignore[no-untyped-call, no-any-return]
+
+
+for _name in ("linear", "linear_nograd"):
+    _library.register_fake(_name, _fake)
+    _library.register_fallback(_name, reference.linear)
+_library.register_autograd("linear", _apply, ops.linear_nograd, reference.linear)

@@ -1,0 +1,367 @@
+"""Rotary position embedding: rope, rope_, rope_qk, rope_qk_."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedops import _library, reference
+from fusedops._library import is_plain, is_transformed, ops
+
+_LAYOUTS = ("bhsd", "bshd")
+
+
+def rope(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None = None,
+    *,
+    offset: int = 0,
+    layout: str = "bhsd",
+    interleaved: bool = False,
+    conjugate: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Rotate each pair ``(x1, x2)`` of x: ``(x1 * cos - x2 * sin, x2 * cos + x1 * sin)``.
+
+    Replaces ``x * cos + rotate_half(x) * sin`` and the copies it makes, at any strides.
+
+    Args:
+        x: [B, H, S, D], or [H, S, D]; with ``layout="bshd"`` [B, S, H, D] or [S, H, D]. float32,
+            float16, bfloat16 or float64.
+        cos: cosines (values, not angles), half width: [P, rotary_dim / 2], read at row
+            ``offset + position``; or one row per token, [B or 1, S, rotary_dim / 2].
+            float32 or x's dtype. rotary_dim <= D; the elements behind it pass through.
+        sin: sines, like cos.
+        position_ids: int32 or int64, [S], [1, S] or [B, S]; the default is 0, 1, 2, ...
+        offset: added to every position; negative only if no position becomes so.
+        layout: "bhsd" or "bshd".
+        interleaved: pairs are (x[2j], x[2j+1]) (GPT-J, Meta) and not
+            (x[j], x[j + rotary_dim / 2]) (GPT-NeoX, Hugging Face).
+        conjugate: turn by the opposite angle.
+        out: receives the result: x itself, or memory that x does not touch.
+
+    Returns:
+        A tensor like x (or ``out``). Gradients reach x and, where they require it, cos and sin.
+
+    Raises:
+        RuntimeError: ``[rope] requirement but got value``, before anything is written: dtypes,
+            ranks, sizes or devices that do not fit, a position outside the table, ``out`` that
+            overlaps an input or is asked for while autograd records.
+
+    Accuracy:
+        float32 and float64 equal the eager formula bit for bit, on every ISA. float16 and bfloat16
+        are computed in float32 and rounded once: |error| <= eps / 2 * |y| + 2^-23 (|x1 cos| + |x2 sin|).
+
+    Source: Su et al. 2021, arXiv:2104.09864; signature after pytorch#187286.
+    """
+    form = _form("rope", layout), interleaved, conjugate
+    if out is not None:
+        _library.refuse_recorded("rope", "out", x, cos, sin)
+        ops.rope_out(x, cos, sin, position_ids, offset, *form, out)
+        return out
+    if is_plain(x, cos, sin):
+        return ops.rope_nograd(x, cos, sin, position_ids, offset, *form)
+    if is_transformed():
+        return _formula(x, cos, sin, position_ids, offset, *form)
+    return ops.rope(x, cos, sin, position_ids, offset, *form)
+
+
+def rope_(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None = None,
+    *,
+    offset: int = 0,
+    layout: str = "bhsd",
+    interleaved: bool = False,
+    conjugate: bool = False,
+) -> Tensor:
+    """``rope`` into x itself; returns x.
+
+    Arguments, accuracy and errors as for :func:`rope`. Gradients reach x.
+
+    Raises:
+        RuntimeError: also if elements of x share memory, if cos or sin require grad (their gradient
+            needs the x that is overwritten), or if x is a leaf that requires grad, or a view that
+            autograd does not let anyone write to.
+    """
+    form = _form("rope_", layout), interleaved, conjugate
+    _write("rope_", (x,), (cos, sin, position_ids, offset, *form))
+    return x
+
+
+def rope_qk(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None = None,
+    *,
+    offset: int = 0,
+    layout: str = "bhsd",
+    interleaved: bool = False,
+    conjugate: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """``rope`` of queries and keys by the same tables in one call.
+
+    q and k may differ in the number of heads (grouped-query attention). Arguments, accuracy and
+    errors as for :func:`rope`.
+    """
+    form = _form("rope_qk", layout), interleaved, conjugate
+    if is_plain(q, k, cos, sin):
+        rotated = ops.rope_qk_nograd(q, k, cos, sin, position_ids, offset, *form)
+    elif is_transformed():
+        rotated = _formula_qk(q, k, cos, sin, position_ids, offset, *form)
+    else:
+        rotated = ops.rope_qk(q, k, cos, sin, position_ids, offset, *form)
+    return rotated[0], rotated[1]
+
+
+def rope_qk_(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None = None,
+    *,
+    offset: int = 0,
+    layout: str = "bhsd",
+    interleaved: bool = False,
+    conjugate: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """``rope_qk`` into q and k themselves; returns them.
+
+    Arguments, accuracy and errors as for :func:`rope_`; q and k must not share memory.
+    """
+    form = _form("rope_qk_", layout), interleaved, conjugate
+    _write("rope_qk_", (q, k), (cos, sin, position_ids, offset, *form))
+    return q, k
+
+
+def _form(op: str, layout: str) -> bool:
+    if layout not in _LAYOUTS:
+        raise RuntimeError(f"[{op}] layout must be 'bhsd' or 'bshd' but got {layout!r}")
+    return layout == "bshd"
+
+
+# The ops as formulas, with the ops' own arguments.
+
+
+def _formula(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None,
+    offset: int,
+    bshd: bool,
+    interleaved: bool,
+    conjugate: bool,
+) -> Tensor:
+    return reference.rope(
+        x,
+        cos,
+        sin,
+        position_ids,
+        offset=offset,
+        layout=_LAYOUTS[bshd],
+        interleaved=interleaved,
+        conjugate=conjugate,
+    )
+
+
+def _formula_qk(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _formula(q, *rest), _formula(k, *rest)
+
+
+# Gradients.
+
+
+class _Rope(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None, *form: Any
+    ) -> Tensor:
+        return ops.rope_nograd(x, cos, sin, position_ids, *form)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, cos, sin, position_ids, ctx.offset, ctx.bshd, ctx.interleaved, ctx.conjugate = inputs
+        learned = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        ctx.save_for_backward(x if learned else None, cos, sin, position_ids)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, cos, sin, position_ids = ctx.saved_tensors
+        tables = cos, sin, position_ids, ctx.offset, ctx.bshd, ctx.interleaved
+        grad_x = grad_cos = grad_sin = None
+        if ctx.needs_input_grad[0]:
+            grad_x = ops.rope(grad, *tables, not ctx.conjugate)
+        if x is not None:
+            grad_cos, grad_sin = _table_gradients(grad, x, *tables, ctx.conjugate)
+        return grad_x, grad_cos, grad_sin, None, None, None, None, None
+
+
+def _table_gradients(
+    grad: Tensor,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None,
+    offset: int,
+    bshd: bool,
+    interleaved: bool,
+    conjugate: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of cos and sin, summed over heads and over all tokens that read a row."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    rotary = 2 * cos.shape[-1]
+    g1, g2 = _pairs(grad[..., :rotary].to(wide), interleaved)
+    x1, x2 = _pairs(x[..., :rotary].to(wide), interleaved)
+    heads = -2 if bshd else -3
+    to_cos = (g1 * x1 + g2 * x2).sum(heads)
+    to_sin = (g2 * x1 - g1 * x2).sum(heads)
+    if conjugate:
+        to_sin = -to_sin
+    return (
+        _to_rows(to_cos, cos, position_ids, offset).to(cos.dtype),
+        _to_rows(to_sin, sin, position_ids, offset).to(sin.dtype),
+    )
+
+
+def _pairs(x: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+    if interleaved:
+        return x[..., 0::2], x[..., 1::2]
+    half = x.shape[-1] // 2
+    return x[..., :half], x[..., half:]
+
+
+def _to_rows(tokens: Tensor, table: Tensor, position_ids: Tensor | None, offset: int) -> Tensor:
+    """Add the contributions of the tokens, [B, S, r/2] or [S, r/2], to the rows they came from."""
+    if table.dim() == 3:
+        tokens = tokens if tokens.dim() == 3 else tokens.unsqueeze(0)
+        return tokens.sum(0, keepdim=True) if table.shape[0] == 1 else tokens
+    if position_ids is None:
+        tokens = tokens.sum(0) if tokens.dim() == 3 else tokens
+        return torch.nn.functional.pad(
+            tokens, (0, 0, offset, table.shape[0] - offset - tokens.shape[-2])
+        )
+    rows = (position_ids + offset).expand(tokens.shape[:-1]).reshape(-1)
+    zeros = tokens.new_zeros(table.shape)
+    return zeros.index_add(0, rows, tokens.reshape(-1, tokens.shape[-1]))
+
+
+class _RopeInPlace(torch.autograd.Function):
+    """Writes through a declared in-place op and tells autograd so."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:  # type: ignore[override]
+        cos, sin, position_ids, ctx.offset, ctx.bshd, ctx.interleaved, ctx.conjugate = rest
+        ops.rope_(x, *rest)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(cos, sin, position_ids)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        form = ctx.offset, ctx.bshd, ctx.interleaved, not ctx.conjugate
+        return ops.rope(grad, *ctx.saved_tensors, *form), *[None] * 7
+
+
+def _write(op: str, targets: tuple[Tensor, ...], rest: tuple[Any, ...]) -> None:
+    """Rotate every target in place, recorded where autograd asks for it."""
+    cos, sin = rest[:2]
+    if torch.is_grad_enabled() and (cos.requires_grad or sin.requires_grad):
+        raise RuntimeError(
+            f"[{op}] cos and sin must not require grad in place (their gradient needs the "
+            "overwritten values) but got a table that does"
+        )
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in targets)
+    compiling = torch.compiler.is_compiling()
+    if is_plain(*targets) or (compiling and not recorded):
+        getattr(ops, op)(*targets, *rest)
+    elif compiling or is_transformed() or not recorded:
+        # copy_ is what the compiler, the transforms and forward-mode duals follow.
+        for target in targets:
+            target.copy_(ops.rope(target, *rest) if compiling else _formula(target, *rest))
+    else:
+        for target in targets:
+            _require_writable(op, target)
+        if len(targets) == 2:
+            ops.rope_qk_check(*targets, *rest)
+        for target in targets:
+            _RopeInPlace.apply(target, *rest)  # type: ignore[no-untyped-call]
+
+
+def _require_writable(op: str, target: Tensor) -> None:
+    """PyTorch refuses these as well, but only after a custom function has written."""
+    if not target.requires_grad:
+        return
+    base = target._base if target._is_view() else target
+    if base is not None and base.is_leaf and base.requires_grad:
+        raise RuntimeError(
+            f"[{op}] a tensor written in place must not be a leaf that requires grad, or a view of "
+            f"one, but got such a tensor of shape {list(target.shape)}"
+        )
+    kind = torch._C._autograd._get_creation_meta(target) if target._is_view() else None
+    if kind not in (None, torch._C._autograd.CreationMeta.DEFAULT):
+        raise RuntimeError(
+            f"[{op}] a tensor written in place must not be one of several views made by one call "
+            f"(unbind, split, chunk), or made under no_grad, but got {kind}"
+        )
+
+
+# Registration.
+
+
+def _differentiable(x: Tensor, *rest: Any) -> Tensor:
+    return _Rope.apply(x, *rest)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _differentiable_qk(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return ops.rope(q, *rest), ops.rope(k, *rest)
+
+
+def _fake(x: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _fake_qk(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k)
+
+
+def _fake_written(*args: Any) -> None:
+    return None
+
+
+def _copy_formula(x: Tensor, *rest: Any) -> None:
+    x.copy_(_formula(x, *rest))
+
+
+def _copy_formula_qk(q: Tensor, k: Tensor, *rest: Any) -> None:
+    q.copy_(_formula(q, *rest))
+    k.copy_(_formula(k, *rest))
+
+
+def _out_formula(x: Tensor, *rest: Any) -> None:
+    rest[-1].copy_(_formula(x, *rest[:-1]))
+
+
+for _name, _shape, _composed in (
+    ("rope", _fake, _formula),
+    ("rope_nograd", _fake, _formula),
+    ("rope_unfused", _fake, _formula),
+    ("rope_qk", _fake_qk, _formula_qk),
+    ("rope_qk_nograd", _fake_qk, _formula_qk),
+    ("rope_", _fake_written, _copy_formula),
+    ("rope_qk_", _fake_written, _copy_formula_qk),
+    ("rope_out", _fake_written, _out_formula),
+):
+    _library.register_fake(_name, _shape)
+    _library.register_fallback(_name, _composed)
+_library.register_autograd("rope", _differentiable, ops.rope_nograd, _formula)
+_library.register_autograd("rope_qk", _differentiable_qk, ops.rope_qk_nograd, _formula_qk)

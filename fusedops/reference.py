@@ -1,0 +1,151 @@
+"""The ops as formulas: torch operations only, differentiable in every mode.
+
+One formula per op serves three ends. Called with float64 tensors it is the oracle that every kernel
+is judged by; with the user's dtype it is the eager baseline, written as a good PyTorch user would;
+and it is what runs on a device that has no kernel. It trusts its caller on shapes: the ops check.
+
+Source: rotary embedding, Su et al. 2021 (arXiv:2104.09864); GELU, Hendrycks and Gimpel 2016
+(arXiv:1606.08415).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["gelu", "gelu_linear", "linear", "rope", "rope_qk"]
+
+
+def rope(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None = None,
+    *,
+    offset: int = 0,
+    layout: str = "bhsd",
+    interleaved: bool = False,
+    conjugate: bool = False,
+) -> Tensor:
+    """Rotate pairs of x: ``x * cos + rotate_half(x) * sin``; elements past rotary_dim pass through.
+
+    x is [B, H, S, D] (``layout="bshd"``: [B, S, H, D]), or the same without B. cos and sin are half
+    width: [P, r/2], read at row ``offset + position``, or one row per token, [B or 1, S, r/2].
+    float16 and bfloat16 are computed in float32 and rounded once.
+    """
+    compute = torch.promote_types(x.dtype, torch.float32)
+    heads = -3 if layout == "bhsd" else -2
+    tokens = x.shape[-2 if layout == "bhsd" else -3]
+    cos, sin = (
+        _rows(table, position_ids, offset, tokens, x.dim() == 4).to(compute).unsqueeze(heads)
+        for table in (cos, sin)
+    )
+    rotary = 2 * cos.shape[-1]
+    head = x[..., :rotary].to(compute)
+    if conjugate:
+        sin = -sin
+    rotated = head * _widen(cos, interleaved) + _rotate_half(head, interleaved) * _widen(
+        sin, interleaved
+    )
+    rotated = rotated.to(x.dtype)
+    return rotated if rotary == x.shape[-1] else torch.cat((rotated, x[..., rotary:]), dim=-1)
+
+
+def rope_qk(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None = None,
+    *,
+    offset: int = 0,
+    layout: str = "bhsd",
+    interleaved: bool = False,
+    conjugate: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """``rope`` of q and of k by the same tables; the two may differ in the number of heads."""
+    rotated_q, rotated_k = (
+        rope(
+            x,
+            cos,
+            sin,
+            position_ids,
+            offset=offset,
+            layout=layout,
+            interleaved=interleaved,
+            conjugate=conjugate,
+        )
+        for x in (q, k)
+    )
+    return rotated_q, rotated_k
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``input @ weight.T + bias`` for input [..., K], weight [N, K], bias [N]."""
+    return functional.linear(input, weight, bias)
+
+
+def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    """Elementwise GELU.
+
+    ``none``: x Phi(x); ``tanh``: x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3), which is
+    0.5 x (1 + tanh u); ``quick``: x sigmoid(1.702 x). In float64 every variant is accurate in the
+    tail and has its limit, -0, at -inf. float16 and bfloat16 are rounded once.
+    """
+    if approximate not in ("none", "tanh", "quick"):
+        raise RuntimeError(
+            f"[gelu] approximate must be 'none', 'tanh' or 'quick' but got {approximate!r}"
+        )
+    if x.dtype == torch.float64:
+        return _gelu_float64(x, approximate)
+    if approximate == "quick":
+        wide = x.to(torch.float32)
+        return (wide * torch.sigmoid(1.702 * wide)).to(x.dtype)
+    return functional.gelu(x, approximate=approximate)
+
+
+def gelu_linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, approximate: str = "none"
+) -> Tensor:
+    """``gelu(linear(input, weight, bias))``; below float64 the linear result is rounded as well."""
+    return gelu(linear(input, weight, bias), approximate=approximate)
+
+
+def _gelu_float64(x: Tensor, approximate: str) -> Tensor:
+    # -inf * 0 would be NaN, so x stops where the result is 0 in float64 anyway: from -438 on for
+    # quick, from -38.6 for none, from -22 for tanh. where, not clamp: it keeps the gradient of NaN.
+    least = -500.0 if approximate == "quick" else -40.0
+    x = torch.where(x < least, least, x)
+    if approximate == "quick":
+        return x * torch.sigmoid(1.702 * x)
+    if approximate == "tanh":
+        return x * torch.sigmoid(2.0 * math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x))
+    # F.gelu adds 1 + erf, which cancels for negative x: at -5 its float32 result is 17% off.
+    return 0.5 * x * torch.erfc(x * -math.sqrt(0.5))
+
+
+def _rows(
+    table: Tensor, position_ids: Tensor | None, offset: int, tokens: int, batched: bool
+) -> Tensor:
+    """The table rows of the tokens, [S, r/2] or [B or 1, S, r/2] (without B for an x without B)."""
+    if table.dim() == 2 and position_ids is None:
+        if offset < 0:  # narrow would count from the end
+            raise RuntimeError(f"[rope] offset must be at least 0 but got {offset}")
+        return table.narrow(0, offset, tokens)
+    # embedding, not indexing: it refuses negative rows instead of counting from the end.
+    rows = table if position_ids is None else functional.embedding(position_ids + offset, table)
+    return rows if batched or rows.dim() == 2 else rows.squeeze(0)
+
+
+def _widen(half: Tensor, interleaved: bool) -> Tensor:
+    return half.repeat_interleave(2, dim=-1) if interleaved else torch.cat((half, half), dim=-1)
+
+
+def _rotate_half(x: Tensor, interleaved: bool) -> Tensor:
+    if interleaved:
+        return torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
