@@ -162,4 +162,5 @@ class BuildBinaries(build_ext):
         build.run()
 
 
-setup(ext_modules=[Extension("fusedops._C", [])], cmdclass={"build_ext": BuildBinaries})
+if __name__ == "__main__":
+    setup(ext_modules=[Extension("fusedops._C", [])], cmdclass={"build_ext": BuildBinaries})

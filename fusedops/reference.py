@@ -120,11 +120,17 @@ def _gelu_float64(x: Tensor, approximate: str) -> Tensor:
     least = -500.0 if approximate == "quick" else -40.0
     x = torch.where(x < least, least, x)
     if approximate == "quick":
-        return x * torch.sigmoid(1.702 * x)
+        return x * _sigmoid(1.702 * x)
     if approximate == "tanh":
-        return x * torch.sigmoid(2.0 * math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x))
+        return x * _sigmoid(2.0 * math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x))
     # F.gelu adds 1 + erf, which cancels for negative x: at -5 its float32 result is 17% off.
     return 0.5 * x * torch.erfc(x * -math.sqrt(0.5))
+
+
+def _sigmoid(v: Tensor) -> Tensor:
+    # torch.sigmoid is 1 / (1 + exp(-v)): 0 from -709.8 on, where the result is still 5e-309.
+    e = torch.exp(torch.where(v > 40.0, 40.0, v))  # at 40 the quotient is 1 already
+    return e / (1.0 + e)
 
 
 def _rows(

@@ -43,7 +43,7 @@ struct GeluArgs {
 };
 
 // y = act(x @ w^T + bias) on row-major x [m][k], w [n][k], y [m][n]; z, if not null, receives the
-// pre-activation.
+// pre-activation. For a kernel whose LinearShape says so, x is in the compute type.
 struct LinearArgs {
   const void *x, *w, *bias;
   void *y, *z;
@@ -62,6 +62,15 @@ struct ProbeArgs {
   int64_t repeats;
   volatile double* flops_per_round;
   volatile float* sink;
+};
+
+// How the kernels of one ISA cut a linear. Work is handed out in whole `columns` of y; each call needs
+// `scratch` bytes of its own, aligned to 64.
+struct LinearShape {
+  int64_t dot_columns, dot_scratch;      // linear_dots: few rows, w as it lies
+  int64_t panel_columns, panel_scratch;  // linear_panels: many rows, w transposed panel by panel
+  int64_t few_rows;                      // up to so many rows linear_dots is the faster one
+  bool widen_x;                          // both take x from linear_widen
 };
 
 struct KernelTable {

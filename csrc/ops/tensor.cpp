@@ -32,9 +32,9 @@ ScalarType type_of(const Tensor& t) {
   return types[static_cast<size_t>(dtype)];
 }
 
-std::string shape_of(const View& v) {
+std::string shape_of(const torch::headeronly::IntHeaderOnlyArrayRef& sizes) {
   std::string out = "[";
-  for (int64_t d = 0; d < v.rank(); d++) out += (d ? ", " : "") + std::to_string(v.size(d));
+  for (const int64_t n : sizes) out += (out.size() > 1 ? ", " : "") + std::to_string(n);
   return out + "]";
 }
 

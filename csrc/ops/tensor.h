@@ -41,7 +41,8 @@ struct View {
   int64_t numel = 1;
 };
 
-std::string shape_of(const View& v);
+std::string shape_of(const torch::headeronly::IntHeaderOnlyArrayRef& sizes);
+inline std::string shape_of(const View& v) { return shape_of(v.sizes); }
 bool same_shape(const View& a, const View& b);
 
 // The dtype as the kernels name it; fails for anything but f32, f16, bf16, f64.

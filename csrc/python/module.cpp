@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "../approximate.h"
 #include "../check.h"
 #include "../run.h"
 
@@ -51,18 +52,11 @@ Array<T> rope(const Array<T>& x, const Array<T>& cos, const Array<T>& sin, bool 
   return y;
 }
 
-Activation activation(const char* op, const std::string& approximate) {
-  if (approximate == "none") return Activation::gelu;
-  if (approximate == "tanh") return Activation::gelu_tanh;
-  if (approximate == "quick") return Activation::gelu_quick;
-  fail(op, "approximate must be 'none', 'tanh' or 'quick' but got '", approximate, "'");
-}
-
 template <class T>
 Array<T> gelu(const Array<T>& x, const std::string& approximate) {
   Array<T> y(std::vector<py::ssize_t>(x.shape(), x.shape() + x.ndim()));
   GeluArgs a = {};
-  a.x = x.data(), a.y = y.mutable_data(), a.act = activation("gelu", approximate);
+  a.x = x.data(), a.y = y.mutable_data(), a.act = activation_of("gelu", approximate);
   without_gil([&] { run_gelu(a, x.size(), dtype_of<T>); });
   return y;
 }
@@ -79,7 +73,7 @@ Array<T> gelu_linear(const Array<T>& x, const Array<T>& w, const std::optional<A
   a.x = x.data(), a.w = w.data(), a.bias = bias ? bias->data() : nullptr, a.y = y.mutable_data();
   a.m = x.shape(0), a.n = w.shape(0), a.k = x.shape(1);
   a.ldx = a.ldw = a.k, a.ldy = a.n;
-  a.act = activation("gelu_linear", approximate);
+  a.act = activation_of("gelu_linear", approximate);
   without_gil([&] { run_linear(a, dtype_of<T>); });
   return y;
 }

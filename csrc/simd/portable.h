@@ -7,6 +7,7 @@ namespace fusedops::FUSEDOPS_ISA {
 template <>
 struct Vec<float> {
   static constexpr int N = 4;
+  typedef float lane;
   typedef float reg __attribute__((vector_size(16)));
   typedef int32_t bits __attribute__((vector_size(16)));
   reg v;
@@ -14,6 +15,7 @@ struct Vec<float> {
 template <>
 struct Vec<double> {
   static constexpr int N = 2;
+  typedef double lane;
   typedef double reg __attribute__((vector_size(16)));
   typedef int64_t bits __attribute__((vector_size(16)));
   reg v;
@@ -27,84 +29,75 @@ constexpr int kVectorRegisters = 16;
 #endif
 constexpr bool kBf16Dot = false;
 
-FUSEDOPS_INLINE uint32_t to_bits(float x) {
-  uint32_t u;
-  __builtin_memcpy(&u, &x, 4);
-  return u;
-}
-FUSEDOPS_INLINE float from_bits(uint32_t u) {
-  float x;
-  __builtin_memcpy(&x, &u, 4);
-  return x;
-}
+typedef uint16_t Half4 __attribute__((vector_size(8)));
+typedef float Narrow2 __attribute__((vector_size(8)));
 
-FUSEDOPS_INLINE float widen(bf16 h) { return from_bits(static_cast<uint32_t>(h.bits) << 16); }
-FUSEDOPS_INLINE float widen(f16 h) {
-  const uint32_t sign = static_cast<uint32_t>(h.bits & 0x8000) << 16, body = h.bits & 0x7fff;
-  if (body >= 0x7c00) return from_bits(sign | 0x7f800000 | (body & 0x3ff) << 13);
+FUSEDOPS_INLINE Vf::reg widen(Vf::bits h, const bf16*) { return (Vf::reg)(h << 16); }
+FUSEDOPS_INLINE Vf::reg widen(Vf::bits h, const f16*) {
+  const Vf::bits body = (h & 0x7fff) << 13;
   // 2^112 moves the exponent bias from 15 to 127, subnormals included.
-  return from_bits(sign | to_bits(from_bits(body << 13) * 0x1p112f));
+  const Vf::bits finite = (Vf::bits)((Vf::reg)body * 0x1p112f);
+  return (Vf::reg)((body >= 0x7c00 << 13 ? body | 0x7f800000 : finite) | (h & 0x8000) << 16);
 }
-FUSEDOPS_INLINE float widen(float x) { return x; }
-FUSEDOPS_INLINE double widen(double x) { return x; }
+FUSEDOPS_INLINE Vf::bits narrow(Vf::reg x, const bf16*) {
+  const Vf::bits u = (Vf::bits)x;
+  return (x != x ? u | 0x400000 : u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+FUSEDOPS_INLINE Vf::bits narrow(Vf::reg x, const f16*) {
+  const Vf::bits u = (Vf::bits)x, size = u & 0x7fffffff;
+  const Vf::bits normal = (size + 0xfff + (size >> 13 & 1) - 0x38000000) >> 13;
+  const Vf::bits subnormal = (Vf::bits)((Vf::reg)size + 0.5f) - 0x3f000000;  // rounds at 2^-24
+  Vf::bits r = size < 0x38800000 ? subnormal : normal;
+  r = size >= 0x477ff000 ? Vf::bits{} + 0x7c00 : r;  // rounds to 65536 or more
+  r = size > 0x7f800000 ? 0x7e00 | (size >> 13 & 0x3ff) : r;
+  return r | (u >> 16 & 0x8000);
+}
 
-FUSEDOPS_INLINE void narrow(float x, bf16* h) {
-  const uint32_t u = to_bits(x);
-  const uint32_t r = x != x ? u | 0x400000 : u + 0x7fff + (u >> 16 & 1);
-  h->bits = static_cast<uint16_t>(r >> 16);
-}
-FUSEDOPS_INLINE void narrow(float x, f16* h) {
-  const uint32_t u = to_bits(x), sign = u >> 16 & 0x8000, mag = u & 0x7fffffff;
-  uint32_t r;
-  if (mag > 0x7f800000) {
-    r = 0x7e00 | (mag >> 13 & 0x3ff);
-  } else if (mag >= 0x477ff000) {  // rounds to 65536 or more
-    r = 0x7c00;
-  } else if (mag < 0x38800000) {  // subnormal in f16: the addition rounds at 2^-24
-    r = to_bits(from_bits(mag) + 0.5f) - 0x3f000000;
-  } else {
-    r = (mag + 0xfff + (mag >> 13 & 1) - 0x38000000) >> 13;
-  }
-  h->bits = static_cast<uint16_t>(sign | r);
-}
-FUSEDOPS_INLINE void narrow(float x, float* y) { *y = x; }
-FUSEDOPS_INLINE void narrow(double x, double* y) { *y = x; }
-
+// x - 0 is x for every x; lane by lane, gcc inserts one element after the other.
 template <class V>
 FUSEDOPS_INLINE V set1(double x) {
-  V r;
-  for (int i = 0; i < V::N; i++) r.v[i] = static_cast<decltype(+r.v[0])>(x);
-  return r;
+  return {static_cast<typename V::lane>(x) - typename V::reg{}};
 }
 template <class V, class T>
 FUSEDOPS_INLINE V broadcast(const T* p) {
-  return set1<V>(*p);
-}
-template <class V, class T>
-FUSEDOPS_INLINE V load_n(const T* p, int n) {
-  V r = set1<V>(0);
-  for (int i = 0; i < n; i++) r.v[i] = widen(p[i]);
-  return r;
+  return {*p - typename V::reg{}};
 }
 template <class V, class T>
 FUSEDOPS_INLINE V load(const T* p) {
   V r;
-  if constexpr (sizeof(T) == sizeof(r.v[0]))
+  if constexpr (sizeof(T) == 2) {
+    Half4 h;
+    __builtin_memcpy(&h, p, sizeof(h));
+    r.v = widen(__builtin_convertvector(h, Vf::bits), p);
+  } else if constexpr (sizeof(T) < sizeof(r.v[0])) {
+    Narrow2 h;
+    __builtin_memcpy(&h, p, sizeof(h));
+    r.v = __builtin_convertvector(h, Vd::reg);
+  } else {
     __builtin_memcpy(&r.v, p, sizeof(r.v));
-  else
-    for (int i = 0; i < V::N; i++) r.v[i] = widen(p[i]);
+  }
   return r;
 }
-template <class T, class V>
-FUSEDOPS_INLINE void store_n(T* p, V a, int n) {
-  for (int i = 0; i < n; i++) narrow(a.v[i], p + i);
+template <class V, class T>
+FUSEDOPS_INLINE V load_n(const T* p, int n) {
+  T part[V::N] = {};
+  for (int i = 0; i < n; i++) part[i] = p[i];
+  return load<V>(part);
 }
 template <class T, class V>
 FUSEDOPS_INLINE void store(T* p, V a) {
-  if constexpr (sizeof(T) == sizeof(a.v[0]))
+  if constexpr (sizeof(T) == 2) {
+    const Half4 h = __builtin_convertvector(narrow(a.v, p), Half4);
+    __builtin_memcpy(p, &h, sizeof(h));
+  } else {
     __builtin_memcpy(p, &a.v, sizeof(a.v));
-  else
-    store_n(p, a, V::N);
+  }
+}
+template <class T, class V>
+FUSEDOPS_INLINE void store_n(T* p, V a, int n) {
+  T part[V::N];
+  store(part, a);
+  for (int i = 0; i < n; i++) p[i] = part[i];
 }
 FUSEDOPS_INLINE void stream(float* p, Vf a) { store(p, a); }
 FUSEDOPS_INLINE void stream_fence() {}
@@ -163,7 +156,8 @@ FUSEDOPS_INLINE Vec<T> scale2(Vec<T> a, Vec<T> n) {
 FUSEDOPS_INLINE Vf lookup16(const float* table, Vf i) {
   Vf r;
   // Adding 1.5 * 2^23 leaves the rounded lane in the low bits.
-  for (int k = 0; k < 4; k++) r.v[k] = table[to_bits(i.v[k] + 0x1.8p23f) & 15];
+  const Vf::bits k = (Vf::bits)(i.v + 0x1.8p23f) & 15;
+  for (int j = 0; j < 4; j++) r.v[j] = table[k[j]];
   return r;
 }
 FUSEDOPS_INLINE float sum(Vf a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }

@@ -52,8 +52,10 @@ def gelu_linear(
     if save not in ("preact", "none"):
         raise RuntimeError(f"[gelu_linear] save must be 'preact' or 'none' but got {save!r}")
     if out is not None:
-        _library.refuse_recorded("gelu_linear", "out", input, weight, bias)
+        _library.refuse_recorded("gelu_linear", "out", input, weight, bias, out)
+        _library.refuse_negated("gelu_linear", "out", out)
         ops.gelu_linear_out(input, weight, bias, approximate, out)
+        _library.written(out)
         return out
     if is_plain(input, weight, bias):
         return ops.gelu_linear_nograd(input, weight, bias, approximate)

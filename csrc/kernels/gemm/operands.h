@@ -1,0 +1,52 @@
+// How a storage type enters the multiplication: what a lane holds and how it is loaded.
+#pragma once
+#include "../../simd/simd.h"
+
+namespace fusedops::FUSEDOPS_ISA {
+namespace {
+
+// One element of k in a lane. x comes in the compute type, w as it is stored.
+template <class T, bool Pairs>
+struct Operands {
+  using V = Vec<compute_t<T>>;
+  using X = compute_t<T>;
+  static constexpr int kStep = 1;  // elements of k in a lane
+
+  template <class S>
+  FUSEDOPS_INLINE V load(const S* p) { return FUSEDOPS_ISA::load<V>(p); }
+  template <class S>
+  FUSEDOPS_INLINE V load_n(const S* p, int n) { return FUSEDOPS_ISA::load_n<V>(p, n); }
+  FUSEDOPS_INLINE V broadcast(const X* p) { return FUSEDOPS_ISA::broadcast<V>(p); }
+  FUSEDOPS_INLINE V multiply_add(V a, V b, V acc) { return mul_add(a, b, acc); }
+};
+
+// Two bf16 of k in a lane, x and w as they are stored. The dot product takes subnormal inputs and sums
+// as zero: an error of at most 2^-126 times the other factor, far below the rounding of the result.
+template <class T>
+struct Operands<T, true> {
+  using V = Vec<compute_t<T>>;
+  using X = T;
+  static constexpr int kStep = 2;
+
+  FUSEDOPS_INLINE V load(const T* p) { return load_pairs(p); }
+  FUSEDOPS_INLINE V load_n(const T* p, int n) { return load_pairs_n(p, n); }
+  FUSEDOPS_INLINE V broadcast(const T* p) { return broadcast_pair(p); }
+  FUSEDOPS_INLINE V broadcast_last(const T* p) { return broadcast_half(p); }
+  FUSEDOPS_INLINE V multiply_add(V a, V b, V acc) { return dot_pairs(acc, a, b); }
+};
+
+template <class T>
+constexpr bool kInPairs = false;
+template <>
+constexpr bool kInPairs<bf16> = kBf16Dot;
+template <class T>
+using operands_t = Operands<T, kInPairs<T>>;
+
+// Whether x must be widened to the compute type before it is multiplied.
+template <class T>
+constexpr bool kWidenX = sizeof(typename operands_t<T>::X) != sizeof(T);
+
+FUSEDOPS_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+
+}  // namespace
+}  // namespace fusedops::FUSEDOPS_ISA

@@ -1,0 +1,29 @@
+// What linear and gelu_linear share: the checks, and an input turned into rows.
+#pragma once
+#include <optional>
+#include <vector>
+
+#include "../run.h"
+#include "tensor.h"
+
+namespace fusedops {
+
+// The checked arguments of a dense layer. Holds the copies of those whose strides no kernel reads.
+struct LinearCall {
+  LinearCall(const char* op, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias);
+
+  Tensor fresh_output() const;
+  // Fill y (and z): contiguous tensors of the result's shape.
+  void run(Activation act, const View& y, const View* z = nullptr) const;
+  void run_into(Activation act, Tensor& out, const View& y) const;  // any strides
+
+  const char* op;
+  DType type;
+  std::vector<int64_t> shape;  // of the result
+  LinearArgs args;
+
+ private:
+  Tensor input_, weight_, bias_;
+};
+
+}  // namespace fusedops

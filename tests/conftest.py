@@ -1,0 +1,59 @@
+"""Fixtures of every test, and the line that says which lanes really ran."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import fusedops
+
+_LANES = pytest.StashKey[dict[str, set[str]]]()
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=fusedops.isa.supported())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set of this machine in turn, in force for the test and undone after it."""
+    name: str = request.param
+    before = fusedops.isa.current()
+    with fusedops.isa.use(name):
+        assert fusedops.isa.current() == name
+        yield name
+        assert fusedops.isa.current() == name, "the test changed the instruction set"
+    assert fusedops.isa.current() == before
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_LANES] = {"isa": set(), "dtype": set()}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[pytest.TestReport]:
+    """Count a lane as run when a test that is parametrised over it has passed."""
+    report: pytest.TestReport = yield
+    if call.when == "call" and report.passed and isinstance(item, pytest.Function):
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        for lane, seen in item.config.stash[_LANES].items():
+            if isinstance(params.get(lane), str):
+                seen.add(params[lane])
+    return report
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Write ``fusedops lanes: isa=... dtypes=...``, which CI compares with what must have run."""
+    lanes = config.stash[_LANES]
+    isas = [name for name in fusedops.isa.supported() if name in lanes["isa"]]
+    dtypes = [name for name in fusedops.testing.DTYPES if name in lanes["dtype"]]
+    terminalreporter.write_line(
+        f"fusedops lanes: isa={','.join(isas) or 'none'} dtypes={','.join(dtypes) or 'none'}"
+    )

@@ -1,0 +1,41 @@
+"""The vector contract of csrc/simd, compiled and run for every ISA of this machine."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fusedops
+
+ROOT = Path(__file__).resolve().parent.parent
+if not (ROOT / "csrc").is_dir():
+    pytest.skip("needs the sources: csrc/ is not beside tests/", allow_module_level=True)
+
+sys.path.insert(0, str(ROOT))
+import setup as build  # noqa: E402
+
+ROWS = {name: (header, flags) for name, header, flags in build.isa_rows()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", fusedops.isa.supported())
+def test_vector_contract(name: str, tmp_path: Path) -> None:
+    header, flags = ROWS[name]
+    program = tmp_path / "simd_test"
+    command = [
+        *build.compiler().split(),
+        *[f for f in build.COMMON if f != "-O3"],
+        "-O1",
+        *build.WARNINGS,
+        *flags,
+        f"-DFUSEDOPS_ISA={name}",
+        f'-DFUSEDOPS_SIMD_HEADER="{header}.h"',
+        f"-I{ROOT / 'csrc'}",
+        str(ROOT / "tests/simd_test.cpp"),
+        "-o",
+        str(program),
+    ]
+    subprocess.run(command, check=True)
+    run = subprocess.run([program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
