@@ -23,9 +23,23 @@ MINIMUM_TORCH = (2, 10)
 # The stable ABI of torch 2.10: what libfusedops.so may use, whatever torch it is built against.
 TORCH_TARGET = "0x020a000000000000"
 
-COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
+COMMON = [
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+]
 # gcc 12's own AVX-512 headers trip -Wuninitialized.
-WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Werror", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+WARNINGS = [
+    "-Wall",
+    "-Wextra",
+    "-Wshadow",
+    "-Werror",
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+]
 KERNEL = ["-fno-exceptions", "-fno-rtti"]
 
 
@@ -39,7 +53,9 @@ def torch_paths() -> tuple[Path, Path]:
     try:
         import torch
     except ImportError:
-        stop("building needs torch >= 2.10: pip install torch, then build with --no-build-isolation")
+        stop(
+            "building needs torch >= 2.10: pip install torch, then build with --no-build-isolation"
+        )
     if tuple(int(n) for n in torch.__version__.split(".")[:2]) < MINIMUM_TORCH:
         stop(f"building needs torch >= 2.10, found {torch.__version__}")
     root = Path(torch.__file__).parent
@@ -60,7 +76,9 @@ def isa_rows() -> list[tuple[str, str, list[str]]]:
     arch = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}.get(
         platform.machine(), "any"
     )
-    rows = re.findall(r'^ISA\((\w+), (\w+), (\w+), "([^"]*)"\)', (CSRC / "isa.inc").read_text(), re.M)
+    rows = re.findall(
+        r'^ISA\((\w+), (\w+), (\w+), "([^"]*)"\)', (CSRC / "isa.inc").read_text(), re.M
+    )
     return [
         (name, header, [f"-m{feature}" for feature in features.split()])
         for name, row_arch, header, features in rows
@@ -88,7 +106,9 @@ class Ninja:
     def link(self, out: Path, objects: list[str], flags: list[str], after: str = "") -> None:
         """Add one shared library."""
         wait = f" | {after}" if after else ""
-        self.lines.append(f"build {_path(out)}: link {' '.join(objects)}{wait}\n  flags = {' '.join(flags)}")
+        self.lines.append(
+            f"build {_path(out)}: link {' '.join(objects)}{wait}\n  flags = {' '.join(flags)}"
+        )
 
     def run(self) -> None:
         """Write build.ninja and bring everything up to date."""
@@ -125,7 +145,9 @@ class BuildBinaries(build_ext):
 
         package = ROOT / "fusedops" if self.inplace else Path(self.build_lib).resolve() / "fusedops"
         package.mkdir(parents=True, exist_ok=True)
-        build = Ninja(Path(self.build_temp).resolve())
+        build = Ninja(
+            ROOT / "build/ninja"
+        )  # one folder for editable installs and wheels: nothing twice
         mac = sys.platform == "darwin"
 
         torch_flags = [
@@ -134,9 +156,18 @@ class BuildBinaries(build_ext):
             f"-DTORCH_TARGET_VERSION={TORCH_TARGET}ULL",
         ]
         objects = [
-            build.compile(source, f"isa_{name}", COMMON + WARNINGS + KERNEL + flags + [
-                f"-DFUSEDOPS_ISA={name}", f"'-DFUSEDOPS_SIMD_HEADER=\"{header}.h\"'",
-            ])
+            build.compile(
+                source,
+                f"isa_{name}",
+                COMMON
+                + WARNINGS
+                + KERNEL
+                + flags
+                + [
+                    f"-DFUSEDOPS_ISA={name}",
+                    f"'-DFUSEDOPS_SIMD_HEADER=\"{header}.h\"'",
+                ],
+            )
             for name, header, flags in isa_rows()
             for source in sorted((CSRC / "kernels").glob("*.cpp"))
         ]
@@ -145,11 +176,16 @@ class BuildBinaries(build_ext):
             for source in sorted(CSRC.glob("*.cpp")) + sorted((CSRC / "ops").glob("*.cpp"))
         ]
         library = package / ("libfusedops.dylib" if mac else "libfusedops.so")
-        name_flag = "-Wl,-install_name,@rpath/libfusedops.dylib" if mac else "-Wl,-soname,libfusedops.so"
+        name_flag = (
+            "-Wl,-install_name,@rpath/libfusedops.dylib" if mac else "-Wl,-soname,libfusedops.so"
+        )
         strict = [] if mac else ["-Wl,--no-undefined", "-Wl,--as-needed", "-Wl,--gc-sections"]
         build.link(library, objects, [name_flag, *strict, f"-L{_path(lib)}", "-ltorch_cpu", "-lm"])
 
-        python = [f"-isystem {_path(Path(sysconfig.get_paths()['include']))}", f"-isystem {_path(Path(pybind11.get_include()))}"]
+        python = [
+            f"-isystem {_path(Path(sysconfig.get_paths()['include']))}",
+            f"-isystem {_path(Path(pybind11.get_include()))}",
+        ]
         module = package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
         origin = "@loader_path" if mac else "'$$ORIGIN'"
         build.link(

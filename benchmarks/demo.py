@@ -2,7 +2,7 @@
 
     make demo                                       or: python benchmarks/demo.py
     python benchmarks/demo.py --part models         only the models
-    python benchmarks/demo.py --save-docs           also docs/ladder.md and docs/ladder.png
+    python benchmarks/demo.py --save-docs           also docs/ladder.{md,png} and README's table
 
 Exits 1 when a result is wrong, a figure impossible or a swapped model disagrees.
 """
@@ -40,6 +40,8 @@ def show_ladder(seconds: float, save_docs: bool) -> list[str]:
         docs = ROOT / "docs"
         demo_report.chart(rows, docs / "ladder.png")
         (docs / "ladder.md").write_text(demo_report.document(rows))
+        readme = ROOT / "README.md"
+        readme.write_text(demo_report.with_ladder(readme.read_text(), rows))
     return [f"{row.case.title}, {row.rung}: {row.fault}" for row in rows if row.fault is not None]
 
 
@@ -78,7 +80,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--part", choices=("all", "ladder", "models"), default="all")
     parser.add_argument("--seconds", type=float, default=3.0, help="of timing per comparison")
-    parser.add_argument("--save-docs", action="store_true", help="write docs/ladder.{md,png}")
+    parser.add_argument(
+        "--save-docs", action="store_true", help="write docs/ladder.{md,png} and README's table"
+    )
     options = parser.parse_args()
 
     print(f"{demo_report.machine()}\n")

@@ -52,6 +52,14 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """The least time that this machine's memory and vector units allow, and which of them."""
+
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of the table. scale: how much larger the case is than what this rung ran."""
 
@@ -59,14 +67,14 @@ class Row:
     rung: str
     seconds: Quantiles
     speedup: Quantiles
-    limit: float  # of the time: what the memory and the vector units allow
+    limit: Limit
     scale: float
     first: float
     fault: str | None
 
     @property
     def of_limit(self) -> float:
-        return self.limit / self.seconds.median
+        return self.limit.seconds / self.seconds.median
 
 
 def article_cases() -> Iterator[Case]:
@@ -111,15 +119,15 @@ def measure(case: Case, seconds: float = 3.0) -> list[Row]:
 
 
 def _row(
-    case: Case, rung: ladder.Rung, sample: Any, measured: dict[str, Measurement], limit: float
+    case: Case, rung: ladder.Rung, sample: Any, measured: dict[str, Measurement], limit: Limit
 ) -> Row:
     own = measured[rung.name]
     scale = case.sample.flops() / sample.flops()
     seconds = own.quantiles(scale)
     fault = _check(case, sample, own.output, rung.stepwise)
     possible = case.op == "gelu_linear" and has_matrix_unit()
-    if fault is None and seconds.median < limit and not possible:
-        fault = f"{seconds.median:.3g} s is less than the machine can do, {limit:.3g} s"
+    if fault is None and seconds.median < limit.seconds and not possible:
+        fault = f"{seconds.median:.3g} s is less than the {limit.seconds:.3g} s of the limit"
     speedup = own.times_faster_than(measured[BASELINE], scale)
     return Row(case, rung.name, seconds, speedup, limit, scale, own.first, fault)
 
@@ -141,14 +149,18 @@ def _truth(op: str, sample: Any, dtype: str, stepwise: bool) -> tuple[Tensor, Te
     return expected, bound
 
 
-def _limit(case: Case) -> float:
-    """The least time the case can take here: its bytes at the speed of a copy, or its flops."""
+def _limit(case: Case) -> Limit:
     bytes_moved, flops = case.work
     # There is no faster unit for float16 than float32's.
     unit = "bf16" if case.dtype == "bf16" else "f32"
     copy = _peak(f"copy {bytes_moved}", lambda: _C.probe_copy(bytes_moved // 2))
     multiply_add = _peak(f"multiply-add {unit}", lambda: _C.probe_fma(unit))
-    return max(bytes_moved / copy, flops / multiply_add)
+    memory = Limit(bytes_moved / copy, f"its bytes at {copy / 1e9:.0f} GB/s, the speed of a copy")
+    vectors = Limit(
+        flops / multiply_add,
+        f"its operations at {multiply_add / 1e9:.0f} GFLOP/s, the vector units' peak for {unit}",
+    )
+    return max(memory, vectors, key=lambda limit: limit.seconds)
 
 
 _peaks: dict[str, float] = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo_ladder import BASELINE, Case, Row
+from demo_ladder import BASELINE, Row
 from timing import Quantiles
 
 import fusedops
@@ -73,7 +73,7 @@ def case_table(rows: Sequence[Row]) -> str:
         if rung.unavailable is not None
     ]
     columns = ("rung", "time (p20 to p80)", "x eager", "rate", "of limit", "remarks")
-    limit = f"Limit: {duration(rows[0].limit)} ({_limit_name(case)})."
+    limit = f"Limit: {duration(rows[0].limit.seconds)} ({rows[0].limit.reason})."
     return f"### {case.title}\n\n{limit}\n\n{table(columns, lines)}\n"
 
 
@@ -95,13 +95,6 @@ def _line(row: Row) -> tuple[str, ...]:
     )
 
 
-def _limit_name(case: Case) -> str:
-    if case.op == "rope":
-        return "every byte read and written once, at the speed of a copy"
-    unit = "bfloat16" if case.dtype == "bf16" else "float32"
-    return f"the multiply-adds at the vector units' peak rate for {unit}"
-
-
 def document(rows: Sequence[Row]) -> str:
     """docs/ladder.md."""
     cases = [case_table(list(group)) for _, group in groupby(rows, key=lambda row: row.case.title)]
@@ -117,6 +110,19 @@ def document(rows: Sequence[Row]) -> str:
             *cases,
         )
     )
+
+
+README_BEGIN, README_END = "<!-- ladder: written by --save-docs -->", "<!-- /ladder -->"
+
+
+def with_ladder(readme: str, rows: Sequence[Row]) -> str:
+    """README.md with the float32 tables of the article's two sizes between its markers."""
+    before, rest = readme.split(README_BEGIN)
+    after = rest.split(README_END)[1]
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: row.case.title)]
+    shown = [case_table(group) for group in groups if group[0].case.dtype == "f32"][:2]
+    block = "\n".join((README_BEGIN, f"\n{machine()}:\n", *shown))
+    return f"{before}{block}\n{README_END}{after}"
 
 
 def chart(rows: Sequence[Row], path: Path) -> None:
@@ -157,9 +163,9 @@ def _panel(axis: Any, rows: Sequence[Row]) -> None:
     for bar, row in zip(bars, rows, strict=True):
         bar.set_hatch("///" if row.scale != 1.0 else "")
     axis.bar_label(bars, [f" {duration(time)}" for time in times], fontsize=8)
-    axis.axvline(rows[0].limit, color="black", linestyle="--", linewidth=1)
+    axis.axvline(rows[0].limit.seconds, color="black", linestyle="--", linewidth=1)
     axis.set_xscale("log")
-    low, high = min(rows[0].limit, *times) / 2, max(times)
+    low, high = min(rows[0].limit.seconds, *times) / 2, max(times)
     axis.set_xlim(low, high * (high / low) ** 0.25)  # room for the label of the longest bar
     axis.xaxis.set_major_formatter(lambda seconds, _: duration(seconds))
     axis.xaxis.set_minor_formatter(lambda *_: "")

@@ -34,10 +34,10 @@ struct Feature {
 };
 constexpr unsigned long long kYmm = 0x6, kZmm = 0xe6;
 constexpr Feature kFeatures[] = {
-    {"fma", 1, 0, ecx, 12, kYmm},       {"f16c", 1, 0, ecx, 29, kYmm},
-    {"avx2", 7, 0, ebx, 5, kYmm},       {"avx512f", 7, 0, ebx, 16, kZmm},
-    {"avx512dq", 7, 0, ebx, 17, kZmm},  {"avx512bw", 7, 0, ebx, 30, kZmm},
-    {"avx512vl", 7, 0, ebx, 31, kZmm},  {"avx512bf16", 7, 1, eax, 5, kZmm},
+    {"fma", 1, 0, ecx, 12, kYmm},      {"f16c", 1, 0, ecx, 29, kYmm},
+    {"avx2", 7, 0, ebx, 5, kYmm},      {"avx512f", 7, 0, ebx, 16, kZmm},
+    {"avx512dq", 7, 0, ebx, 17, kZmm}, {"avx512bw", 7, 0, ebx, 30, kZmm},
+    {"avx512vl", 7, 0, ebx, 31, kZmm}, {"avx512bf16", 7, 1, eax, 5, kZmm},
 };
 
 unsigned long long enabled_state() {
@@ -52,8 +52,8 @@ bool has(const std::string& name) {
   for (const Feature& f : kFeatures) {
     if (name != f.name) continue;
     unsigned r[4];
-    return __get_cpuid_count(f.leaf, f.subleaf, &r[0], &r[1], &r[2], &r[3]) && (r[f.reg] >> f.bit & 1) &&
-           (enabled_state() & f.state) == f.state;
+    return __get_cpuid_count(f.leaf, f.subleaf, &r[0], &r[1], &r[2], &r[3]) &&
+           (r[f.reg] >> f.bit & 1) && (enabled_state() & f.state) == f.state;
   }
   return false;  // a feature nobody taught this file to probe is never used
 }
@@ -100,7 +100,8 @@ const Row& find(const std::string& name) {
   for (const Row& row : rows()) {
     if (name != row.name) continue;
     if (!row.supported)
-      fail("isa", "this CPU must support the ISA (it supports ", joined(names(true)), ") but got ", name);
+      fail("isa", "this CPU must support the ISA (it supports ", joined(names(true)), ") but got ",
+           name);
     return row;
   }
   fail("isa", "name must be one of ", joined(names(false)), " but got ", name);

@@ -9,7 +9,8 @@
 
 namespace fusedops {
 
-// The table in use. Chosen when the library is loaded: FUSEDOPS_ISA if set, else the best supported.
+// The table in use. Chosen when the library is loaded: FUSEDOPS_ISA if set, else the best
+// supported.
 const KernelTable& kernels();
 
 namespace isa {

@@ -21,7 +21,8 @@ class Buffer {
  public:
   explicit Buffer(int64_t bytes) : bytes_(static_cast<size_t>(bytes)) {
     data_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data_ == MAP_FAILED) fail("probe_copy", "memory for the buffers must be available but got ", bytes, " refused");
+    if (data_ == MAP_FAILED)
+      fail("probe_copy", "memory for the buffers must be available but got ", bytes, " refused");
 #ifdef MADV_HUGEPAGE
     madvise(data_, bytes_, MADV_HUGEPAGE);
 #endif
@@ -39,7 +40,8 @@ class Buffer {
 
 double copy_rate(const ProbeArgs& args, int64_t blocks) {
   const double start = seconds();
-  parallel_for(blocks, 64, [&](int64_t begin, int64_t end) { kernels().probe_copy(args, begin, end); });
+  parallel_for(blocks, 64,
+               [&](int64_t begin, int64_t end) { kernels().probe_copy(args, begin, end); });
   return 2.0 * static_cast<double>(blocks * kProbeBlock) / (seconds() - start);
 }
 
@@ -48,8 +50,8 @@ double copy_rate(const ProbeArgs& args, int64_t blocks) {
 double probe_copy(int64_t bytes, int repeats) {
   const int64_t blocks = bytes / kProbeBlock;
   if (blocks < 1 || repeats < 1)
-    fail("probe_copy", "bytes must be at least ", kProbeBlock, " and repeats at least 1 but got ", bytes, " and ",
-         repeats);
+    fail("probe_copy", "bytes must be at least ", kProbeBlock, " and repeats at least 1 but got ",
+         bytes, " and ", repeats);
   const Buffer from(blocks * kProbeBlock), to(blocks * kProbeBlock);
   double best = 0;
   for (int i = 0; i < repeats; i++)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-# Before _C: the kernels run on torch's threads, so torch is loaded first.
-from fusedops._library import ops as _ops  # noqa: F401, I001
 from fusedops import isa
+
+# Before _C: the kernels run on torch's threads, so torch is loaded first.
+from fusedops._library import ops as _ops  # noqa: F401
 from fusedops.ops import (
     gelu,
     gelu_linear,

@@ -1,4 +1,4 @@
-"""What all ops share: loading the binary, the way a call takes, and the fallback for other devices."""
+"""What all ops share: loading the binary, the way of a call, the fallback for other devices."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _NAME = "libfusedops.dylib" if sys.platform == "darwin" else "libfusedops.so"
 torch.ops.load_library(Path(__file__).with_name(_NAME))
 
 ops: Any = torch.ops.fusedops
-_library = torch.library.Library("fusedops", "FRAGMENT")  # noqa: TOR901
+_library = torch.library.Library("fusedops", "FRAGMENT")
 _warned: set[tuple[str, str]] = set()
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether nothing records, transforms or traces a call, so that it may go straight to the kernel.
+    """Whether a call may go straight to the kernel: nothing records, transforms or traces it.
 
     A forward-mode dual does not say ``requires_grad``: an open dual level is enough to say no.
     """
@@ -36,7 +36,12 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether a ``torch.func`` transform (vmap, grad, jvp, ...) is active."""
+    """Whether a ``torch.func`` transform (vmap, grad, jvp, ...) is active, outside the compiler.
+
+    The compiler traces the op itself, which meets the transform when the traced graph runs.
+    """
+    if torch.compiler.is_compiling():
+        return False
     return torch._C._functorch.maybe_current_level() is not None
 
 
@@ -65,8 +70,9 @@ def register_autograd(
 
     def autograd(*args: Any) -> Any:
         tensors = [a for a in args if isinstance(a, Tensor)]
-        if forward_ad._current_level >= 0 and any(
-            forward_ad.unpack_dual(t).tangent is not None for t in tensors
+        if torch._C._functorch.maybe_current_level() is not None or (
+            forward_ad._current_level >= 0
+            and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
         ):
             return formula(*args)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
@@ -74,6 +80,42 @@ def register_autograd(
         return kernel(*args)
 
     _library.impl(name, autograd, "Autograd")
+
+
+def register_write(name: str) -> None:
+    """Make ``fusedops::name``, which writes an argument, refuse to be recorded.
+
+    PyTorch would take what is overwritten for unchanged, and its gradient for the upstream one.
+    """
+    op = getattr(ops, name)
+
+    def autograd(*args: Any) -> None:
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        if recorded or any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+            raise RuntimeError(
+                f"[{_public_name(name)}] torch.ops.fusedops.{name} must not be called where "
+                "autograd records (the functions of fusedops can be) but got such a call"
+            )
+        with torch._C._AutoDispatchBelowAutograd():
+            op(*args)
+
+    _library.impl(name, autograd, "Autograd")
+
+
+def write(op: Callable[..., None], args: tuple[Any, ...], *targets: Tensor) -> None:
+    """Call an op that writes targets, where nothing records, and count the write.
+
+    The count lets a backward that needs the overwritten values fail and not lie.
+    """
+    if torch.compiler.is_compiling():
+        op(*args)  # the compiler counts
+        return
+    with torch._C._AutoDispatchBelowAutograd():  # 3 us less than through its Autograd kernel
+        op(*args)
+    for t in targets:
+        if not t.is_inference():
+            torch.autograd.graph.increment_version(t)
 
 
 def register_fallback(name: str, formula: Callable[..., Any]) -> None:
@@ -117,18 +159,9 @@ def _require_one_device(name: str, args: tuple[Any, ...]) -> None:
         )
 
 
-def written(*tensors: Tensor) -> None:
-    """Count a write: a backward that needs what was overwritten must fail, not lie."""
-    if torch.compiler.is_compiling():
-        return  # the compiler counts it
-    for t in tensors:
-        if not t.is_inference():
-            torch.autograd.graph.increment_version(t)
-
-
 def refuse_negated(op: str, what: str, *tensors: Tensor) -> None:
     """Fail for a lazily negated view, which PyTorch can follow only if the op returns it."""
-    if any(t.is_neg() for t in tensors):
+    if not torch.compiler.is_compiling() and any(t.is_neg() for t in tensors):
         raise RuntimeError(
             f"[{op}] {what} must not be a lazily negated view (call resolve_neg) but got one"
         )

@@ -29,7 +29,7 @@ def current() -> str:
     return str(_C.isa_current())
 
 
-class use:  # noqa: N801 - a call that is also a context manager
+class use:
     """Use ``name`` from now on; as a context manager, until the block ends.
 
     Args:

@@ -11,6 +11,7 @@ pip() { "$python" -m pip --quiet --disable-pip-version-check "$@"; }
 site() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
 echo "wheel: build"
+rm -rf build/lib* # setuptools would pack what an earlier build left there
 pip wheel --no-build-isolation --no-deps --wheel-dir "$work/dist" .
 
 echo "wheel: install $(basename "$work"/dist/*.whl)"

@@ -133,10 +133,10 @@ def test_wrong_rung_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_impossible_figure_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_ladder, "_limit", lambda case: 1e6)
+    monkeypatch.setattr(demo_ladder, "_limit", lambda case: demo_ladder.Limit(1e6, "planted"))
     row, *_ = demo_ladder.measure(small_case("gelu_linear", "small/gelu_linear"), 0.0)
     assert row.fault is not None
-    assert "less than the machine can do" in row.fault
+    assert "of the limit" in row.fault
 
 
 def test_report_names_every_rung(rows: list[demo_ladder.Row], tmp_path: Path) -> None:

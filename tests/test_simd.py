@@ -11,6 +11,7 @@ import fusedops
 ROOT = Path(__file__).resolve().parent.parent
 if not (ROOT / "csrc").is_dir():
     pytest.skip("needs the sources: csrc/ is not beside tests/", allow_module_level=True)
+pytestmark = pytest.mark.source
 
 sys.path.insert(0, str(ROOT))
 import setup as build  # noqa: E402

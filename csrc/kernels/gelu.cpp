@@ -24,8 +24,7 @@ FUSEDOPS_INLINE void backward(const GeluArgs& a, int64_t begin, int64_t end) {
   T* dx = static_cast<T*>(a.y);
   with_activation(a.act, [&](auto act) {
     int64_t i = begin;
-    for (; i + V::N <= end; i += V::N)
-      store(dx + i, load<V>(dy + i) * act.grad(load<V>(x + i)));
+    for (; i + V::N <= end; i += V::N) store(dx + i, load<V>(dy + i) * act.grad(load<V>(x + i)));
     const int n = static_cast<int>(end - i);
     if (n > 0) store_n(dx + i, load_n<V>(dy + i, n) * act.grad(load_n<V>(x + i, n)), n);
   });
@@ -33,9 +32,11 @@ FUSEDOPS_INLINE void backward(const GeluArgs& a, int64_t begin, int64_t end) {
 
 }  // namespace
 
-#define GELU(T)                                                                                    \
-  void gelu_##T(const GeluArgs& a, int64_t begin, int64_t end) { forward<T>(a, begin, end); }      \
-  void gelu_backward_##T(const GeluArgs& a, int64_t begin, int64_t end) { backward<T>(a, begin, end); }
+#define GELU(T)                                                                               \
+  void gelu_##T(const GeluArgs& a, int64_t begin, int64_t end) { forward<T>(a, begin, end); } \
+  void gelu_backward_##T(const GeluArgs& a, int64_t begin, int64_t end) {                     \
+    backward<T>(a, begin, end);                                                               \
+  }
 GELU(f32)
 GELU(f16)
 GELU(bf16)

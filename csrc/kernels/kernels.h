@@ -1,26 +1,31 @@
 // What the kernels take, and the table of them that one ISA fills.
-// Kernels are torch-free: pointers, strides (in elements) and sizes; they never allocate, check or thread.
+// Kernels are torch-free: pointers, strides (in elements) and sizes; they never allocate, check or
+// thread.
 #pragma once
 #include "../simd/types.h"
 
 namespace fusedops {
 
 // A rotation of x[batch][heads][seq][head_dim] into y; y may be x itself.
-// One unit of work is `block` positions of one head: units run (batch, position block, head), head fastest.
+// One unit of work is `block` positions of one head: units run (batch, position block, head), head
+// fastest.
 struct RopeArgs {
   const void *x, *cos, *sin;
   void* y;
-  const void* position_ids;  // null: 0, 1, 2, ...
+  const void* position_ids;                   // null: 0, 1, 2, ...
   int64_t batch, heads, seq, head_dim, half;  // half = rotary_dim / 2
   int64_t x_batch, x_head, x_seq, x_dim;
   int64_t y_batch, y_head, y_seq, y_dim;
-  int64_t cos_batch, cos_row, sin_batch, sin_row;  // table row of a token: batch * cos_batch + position * cos_row
+  int64_t cos_batch, cos_row, sin_batch,
+      sin_row;  // table row of a token: batch * cos_batch + position * cos_row
   int64_t id_batch, id_seq;
   int64_t offset;
-  int64_t block;   // set by run_rope, as is stream
-  bool wide_ids;  // position_ids are int64, else int32
+  // Set by run_rope:
+  int64_t block;
+  int64_t prefetch;  // bytes of x ahead of their use, 0: none
+  bool stream;       // y is larger than the last cache: store around it
+  bool wide_ids;     // position_ids are int64, else int32
   bool interleaved, conjugate;
-  bool stream;  // y is larger than the last cache: store around it
 };
 
 // One eager step over rows of head_dim elements, row = (batch * heads + head) * seq + position.
@@ -52,7 +57,8 @@ struct LinearArgs {
   Activation act;
 };
 
-// Limit probes: 64-byte aligned buffers in blocks of kProbeBlock bytes, or `repeats` rounds per unit of work.
+// Limit probes: 64-byte aligned buffers in blocks of kProbeBlock bytes, or `repeats` rounds per
+// unit of work.
 constexpr int64_t kProbeBlock = 512;
 struct ProbeArgs {
   const void* from;
@@ -64,8 +70,8 @@ struct ProbeArgs {
   volatile float* sink;
 };
 
-// How the kernels of one ISA cut a linear. Work is handed out in whole `columns` of y; each call needs
-// `scratch` bytes of its own, aligned to 64.
+// How the kernels of one ISA cut a linear. Work is handed out in whole `columns` of y; each call
+// needs `scratch` bytes of its own, aligned to 64.
 struct LinearShape {
   int64_t dot_columns, dot_scratch;      // linear_dots: few rows, w as it lies
   int64_t panel_columns, panel_scratch;  // linear_panels: many rows, w transposed panel by panel

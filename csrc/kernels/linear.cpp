@@ -38,13 +38,13 @@ FUSEDOPS_INLINE void widen(const LinearArgs& a, float* wide, int64_t begin, int6
 
 }  // namespace
 
-#define LINEAR(T)                                                                             \
-  void linear_shape_##T(const LinearArgs& a, LinearShape& s) { shape<T>(a, s); }              \
-  void linear_dots_##T(const LinearArgs& a, void* scratch, int64_t begin, int64_t end) {      \
-    dots<T>(a, scratch, begin, end);                                                          \
-  }                                                                                           \
-  void linear_panels_##T(const LinearArgs& a, void* scratch, int64_t begin, int64_t end) {    \
-    panels<T>(a, scratch, begin, end);                                                        \
+#define LINEAR(T)                                                                          \
+  void linear_shape_##T(const LinearArgs& a, LinearShape& s) { shape<T>(a, s); }           \
+  void linear_dots_##T(const LinearArgs& a, void* scratch, int64_t begin, int64_t end) {   \
+    dots<T>(a, scratch, begin, end);                                                       \
+  }                                                                                        \
+  void linear_panels_##T(const LinearArgs& a, void* scratch, int64_t begin, int64_t end) { \
+    panels<T>(a, scratch, begin, end);                                                     \
   }
 LINEAR(f32)
 LINEAR(f16)

@@ -30,7 +30,8 @@ namespace {
 
 // 24 independent chains hide the latency of any pipe; the empty asm keeps each link of them.
 template <class Step>
-FUSEDOPS_INLINE void chains(const ProbeArgs& a, int64_t begin, int64_t end, int flops, const Step& step) {
+FUSEDOPS_INLINE void chains(const ProbeArgs& a, int64_t begin, int64_t end, int flops,
+                            const Step& step) {
   constexpr int n = Vf::N > 8 ? 24 : 12;
   Vf acc[n];
 #pragma GCC unroll 24

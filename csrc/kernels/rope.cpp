@@ -6,7 +6,8 @@ namespace fusedops::FUSEDOPS_ISA {
 namespace {
 
 // The formula: (x1, x2) turned by the angle whose cosine and sine are c and s.
-// Two products and one sum each, never contracted: bit-identical to eager x*cos + rotate_half(x)*sin.
+// Two products and one sum each, never contracted: bit-identical to eager x*cos +
+// rotate_half(x)*sin.
 template <class V>
 FUSEDOPS_INLINE void rotate(V x1, V x2, V c, V s, V& y1, V& y2) {
   y1 = x1 * c - x2 * s;
@@ -19,8 +20,8 @@ FUSEDOPS_INLINE int clamp_lanes(int64_t n, int lanes) {
 
 // Pairs (x[j], x[j + half]).
 template <class T, class Table>
-FUSEDOPS_INLINE void rotate_halves(const T* x, const Table* cos, const Table* sin, T* y, int64_t half,
-                                   bool conjugate) {
+FUSEDOPS_INLINE void rotate_halves(const T* x, const Table* cos, const Table* sin, T* y,
+                                   int64_t half, bool conjugate) {
   using V = Vec<compute_t<T>>;
   V y1, y2;
   int64_t j = 0;
@@ -33,8 +34,8 @@ FUSEDOPS_INLINE void rotate_halves(const T* x, const Table* cos, const Table* si
   if (j < half) {
     const int n = static_cast<int>(half - j);
     const V s = load_n<V>(sin + j, n);
-    rotate(load_n<V>(x + j, n), load_n<V>(x + half + j, n), load_n<V>(cos + j, n), conjugate ? -s : s,
-           y1, y2);
+    rotate(load_n<V>(x + j, n), load_n<V>(x + half + j, n), load_n<V>(cos + j, n),
+           conjugate ? -s : s, y1, y2);
     store_n(y + j, y1, n);
     store_n(y + half + j, y2, n);
   }
@@ -102,19 +103,18 @@ constexpr int64_t kStreamRow = 2048;  // bytes of a row that is turned in L1 and
 template <class T, class Table>
 FUSEDOPS_INLINE void stream_row(const RopeArgs& a, const T* x, const Table* cos, const Table* sin,
                                 T* y) {
-  constexpr int64_t ahead = 8192;  // bytes of x fetched before they are needed
-  const int64_t bytes = a.head_dim * static_cast<int64_t>(sizeof(T));
-  for (int64_t i = 0; i < bytes; i += 64) prefetch(reinterpret_cast<const char*>(x) + ahead + i);
   alignas(64) float row[kStreamRow / 4];
   rotate_row(a, x, cos, sin, reinterpret_cast<T*>(row));
   float* out = reinterpret_cast<float*>(y);
-  for (int64_t i = 0; i < bytes / 4; i += Vf::N) stream(out + i, load<Vf>(row + i));
+  const int64_t floats = a.head_dim * static_cast<int64_t>(sizeof(T)) / 4;
+  for (int64_t i = 0; i < floats; i += Vf::N) stream(out + i, load<Vf>(row + i));
 }
 
 template <class T>
 bool can_stream(const RopeArgs& a) {
   const auto aligned = [](int64_t elements) { return elements * sizeof(T) % 64 == 0; };
-  return a.stream && a.x_dim == 1 && a.y_dim == 1 && a.head_dim * static_cast<int64_t>(sizeof(T)) <= kStreamRow &&
+  return a.stream && a.x_dim == 1 && a.y_dim == 1 &&
+         a.head_dim * static_cast<int64_t>(sizeof(T)) <= kStreamRow &&
          reinterpret_cast<uintptr_t>(a.y) % 64 == 0 && aligned(a.head_dim) && aligned(a.y_batch) &&
          aligned(a.y_head) && aligned(a.y_seq);
 }
@@ -126,19 +126,40 @@ FUSEDOPS_INLINE int64_t position(const RopeArgs& a, int64_t b, int64_t s) {
                                 : static_cast<const int32_t*>(a.position_ids)[i]);
 }
 
+// Positions [first, stop) of one head.
+struct Unit {
+  int64_t batch, head, first, stop;
+};
+FUSEDOPS_INLINE Unit unit_at(const RopeArgs& a, int64_t index) {
+  const int64_t blocks = (a.seq + a.block - 1) / a.block,
+                first = index / a.heads % blocks * a.block;
+  return {index / a.heads / blocks, index % a.heads, first,
+          first + a.block < a.seq ? first + a.block : a.seq};
+}
+template <class T>
+FUSEDOPS_INLINE const T* row_of_x(const RopeArgs& a, const Unit& u, int64_t s) {
+  return static_cast<const T*>(a.x) + u.batch * a.x_batch + u.head * a.x_head + s * a.x_seq;
+}
+
 template <class T, class Table>
 FUSEDOPS_INLINE void rope(const RopeArgs& a, int64_t begin, int64_t end) {
   const bool streaming = can_stream<T>(a), adjacent = a.x_dim == 1 && a.y_dim == 1;
-  const int64_t blocks = (a.seq + a.block - 1) / a.block;
-  for (int64_t unit = begin; unit < end; unit++) {
-    const int64_t h = unit % a.heads, block = unit / a.heads % blocks, b = unit / a.heads / blocks;
-    const int64_t stop = (block + 1) * a.block < a.seq ? (block + 1) * a.block : a.seq;
-    for (int64_t s = block * a.block; s < stop; s++) {
-      const int64_t p = position(a, b, s);
-      const T* x = static_cast<const T*>(a.x) + b * a.x_batch + h * a.x_head + s * a.x_seq;
-      T* y = static_cast<T*>(a.y) + b * a.y_batch + h * a.y_head + s * a.y_seq;
-      const Table* cos = static_cast<const Table*>(a.cos) + b * a.cos_batch + p * a.cos_row;
-      const Table* sin = static_cast<const Table*>(a.sin) + b * a.sin_batch + p * a.sin_row;
+  const int64_t row_bytes = a.head_dim * static_cast<int64_t>(sizeof(T));
+  const int64_t ahead = a.prefetch / row_bytes;  // rows, across the end of the unit
+  for (int64_t index = begin; index < end; index++) {
+    const Unit u = unit_at(a, index), next = unit_at(a, index + 1 < end ? index + 1 : index);
+    for (int64_t s = u.first; s < u.stop; s++) {
+      if (ahead) {
+        const int64_t later = s + ahead - u.stop;
+        const T* p =
+            later < 0 ? row_of_x<T>(a, u, s + ahead) : row_of_x<T>(a, next, next.first + later);
+        for (int64_t i = 0; i < row_bytes; i += 64) prefetch(reinterpret_cast<const char*>(p) + i);
+      }
+      const int64_t at = position(a, u.batch, s);
+      const T* x = row_of_x<T>(a, u, s);
+      T* y = static_cast<T*>(a.y) + u.batch * a.y_batch + u.head * a.y_head + s * a.y_seq;
+      const Table* cos = static_cast<const Table*>(a.cos) + u.batch * a.cos_batch + at * a.cos_row;
+      const Table* sin = static_cast<const Table*>(a.sin) + u.batch * a.sin_batch + at * a.sin_row;
       if (streaming)
         stream_row(a, x, cos, sin, y);
       else if (adjacent)
@@ -154,7 +175,7 @@ FUSEDOPS_INLINE void rope(const RopeArgs& a, int64_t begin, int64_t end) {
 template <class T>
 FUSEDOPS_INLINE void step_rotate(const RopeStepArgs& r, int64_t begin, int64_t end) {
   using V = Vec<T>;
-  const V zero = set1<V>(0);
+  const V zero = set1<V>(-0.0);  // x + -0 is x, for x = -0 as well
   for (int64_t row = begin; row < end; row++) {
     const T* x = static_cast<const T*>(r.a) + row * r.head_dim;
     T* y = static_cast<T*>(r.out) + row * r.head_dim;
@@ -215,10 +236,8 @@ FUSEDOPS_INLINE void step_add(const RopeStepArgs& r, int64_t begin, int64_t end)
 
 }  // namespace
 
-#define ROPE(name, T, Table)                                    \
-  void name(const RopeArgs& a, int64_t begin, int64_t end) {    \
-    rope<T, Table>(a, begin, end);                              \
-  }
+#define ROPE(name, T, Table) \
+  void name(const RopeArgs& a, int64_t begin, int64_t end) { rope<T, Table>(a, begin, end); }
 ROPE(rope_f32_f32, f32, f32)
 ROPE(rope_f16_f32, f16, f32)
 ROPE(rope_f16_f16, f16, f16)
@@ -228,9 +247,9 @@ ROPE(rope_f64_f32, f64, f32)
 ROPE(rope_f64_f64, f64, f64)
 #undef ROPE
 
-#define STEP(step, suffix, T)                                                     \
+#define STEP(step, suffix, T)                                                           \
   void rope_step_##step##_##suffix(const RopeStepArgs& r, int64_t begin, int64_t end) { \
-    step_##step<T>(r, begin, end);                                                \
+    step_##step<T>(r, begin, end);                                                      \
   }
 STEP(rotate, f32, f32)
 STEP(rotate, f64, f64)

@@ -43,7 +43,8 @@ Tensor gelu_backward(const Tensor& grad, const Tensor& x, const std::string& app
   const DType type = floating(op, "x", v);
   if (g.type != v.type)
     fail(op, "grad must have x's dtype ", name_of(v.type), " but got ", name_of(g.type));
-  if (!same_shape(g, v)) fail(op, "grad must have x's shape ", shape_of(v), " but got ", shape_of(g));
+  if (!same_shape(g, v))
+    fail(op, "grad must have x's shape ", shape_of(v), " but got ", shape_of(g));
   GeluArgs a = {};
   a.act = activation_of(op, approximate);
   Tensor dx = empty_like_output(x, v);

@@ -40,7 +40,8 @@ void check_out(const LinearCall& call, const Tensor& input, const Tensor& weight
   if (!std::equal(y.sizes.begin(), y.sizes.end(), call.shape.begin(), call.shape.end()))
     fail(kOp, "out must have the result's shape ", shape_of(call.shape), " but got ", shape_of(y));
   if (overlaps_itself(y))
-    fail(kOp, "out must not overlap itself but got strides that repeat elements, shape ", shape_of(y));
+    fail(kOp, "out must not overlap itself but got strides that repeat elements, shape ",
+         shape_of(y));
   if (overlap(y, x) || overlap(y, View(weight)) || (bias && overlap(y, View(*bias))))
     fail(kOp, "out must not share memory with the inputs but got a view of the same memory");
 }

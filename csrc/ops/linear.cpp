@@ -33,7 +33,8 @@ Tensor in_rows(const Tensor& t) {
   return v.numel == 0 || rows_of(v, stride) ? t : torch::stable::contiguous(t);
 }
 
-void check(const char* op, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
+void check(const char* op, const Tensor& input, const Tensor& weight,
+           const std::optional<Tensor>& bias) {
   require_cpu(op, "input", input);
   require_cpu(op, "weight", weight);
   const View x(input), w(weight);
@@ -43,7 +44,8 @@ void check(const char* op, const Tensor& input, const Tensor& weight, const std:
   if (x.rank() < 1) fail(op, "input must have at least 1 dimension but got shape ", shape_of(x));
   if (w.rank() != 2) fail(op, "weight must have 2 dimensions [N, K] but got shape ", shape_of(w));
   if (x.size(-1) != w.size(1))
-    fail(op, "input's last dimension must be weight's K = ", w.size(1), " but got shape ", shape_of(x));
+    fail(op, "input's last dimension must be weight's K = ", w.size(1), " but got shape ",
+         shape_of(x));
   if (!bias) return;
   require_cpu(op, "bias", *bias);
   const View b(*bias);
@@ -78,8 +80,7 @@ LinearCall::LinearCall(const char* op_, const Tensor& input, const Tensor& weigh
   for (int64_t d = 0; d + 1 < x.rank(); d++) args.m *= x.size(d);
   args.x = x.data, args.w = w.data;
   if (bias) args.bias = View(bias_).data;
-  rows_of(x, args.ldx);
-  rows_of(w, args.ldw);
+  if (args.k > 0) rows_of(x, args.ldx), rows_of(w, args.ldw);
 }
 
 Tensor LinearCall::fresh_output() const {
@@ -89,9 +90,10 @@ Tensor LinearCall::fresh_output() const {
   int32_t dtype = 0;
   aoti_torch_get_dtype(input_.get(), &dtype);
   AtenTensorHandle handle;
-  if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype,
-                               aoti_torch_device_type_cpu(), 0, &handle) != 0)
-    fail(op, "memory for the result must be available but got ", args.m * args.n, " elements refused");
+  if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                               dtype, aoti_torch_device_type_cpu(), 0, &handle) != 0)
+    fail(op, "memory for the result must be available but got ", args.m * args.n,
+         " elements refused");
   Tensor y(handle);
   advise_huge_pages(y.data_ptr(), args.m * args.n * size_of(type));
   return y;
@@ -139,16 +141,18 @@ LinearKernels kernels_for(DType t) {
 
 using Memory = std::unique_ptr<char, decltype(&std::free)>;
 
-Memory allocate(int64_t bytes) {
-  char* p = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>((bytes + 127) / 64 * 64)));
-  if (!p) fail("linear", "memory for the workspace must be available but got ", bytes, " bytes refused");
+Memory allocate(int64_t bytes) {  // a multiple of 64, and at least that
+  char* p = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(bytes)));
+  if (!p)
+    fail("linear", "memory for the workspace must be available but got ", bytes, " bytes refused");
   return {p, &std::free};
 }
 
 int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 // The same layer on rows [begin, begin + rows).
-LinearArgs slice(const LinearArgs& a, int64_t begin, int64_t rows, int64_t x_element, int64_t element) {
+LinearArgs slice(const LinearArgs& a, int64_t begin, int64_t rows, int64_t x_element,
+                 int64_t element) {
   LinearArgs s = a;
   s.m = rows;
   s.x = static_cast<const char*>(a.x) + begin * a.ldx * x_element;
@@ -159,23 +163,22 @@ LinearArgs slice(const LinearArgs& a, int64_t begin, int64_t rows, int64_t x_ele
 
 // Work is multiply-adds, and reading w once, which costs as much as some more of them.
 int64_t worker_count(const LinearArgs& a) {
-  constexpr int64_t per_thread = int64_t{1} << 20;  // 10 to 20 us
+  constexpr int64_t per_thread = int64_t{1} << 19;  // 5 to 10 us
   const int64_t work = a.n * a.k * (a.m + 8);
   return std::clamp<int64_t>(work / per_thread, 1, thread_count());
 }
 
-// How rows and columns of y become tasks: (chunk of rows, piece of columns), columns fastest.
+constexpr int64_t kDotChunk = 64;         // rows whose sums stay in the first cache
+constexpr int64_t kPanelChunk = 2048;     // rows whose sums stay in the second, beside a panel
+constexpr int64_t kWideBytes = 16 << 20;  // of x at once in a wider type
+
+// y in tasks of `rows` x `columns`, columns fastest.
 struct Tasks {
   bool dots;
-  int64_t rows, chunks;        // of y, in a chunk at most
-  int64_t columns, per_chunk;  // of y in a task, tasks in a chunk
-  int64_t scratch;             // bytes
+  int64_t rows, columns;
+  int64_t scratch;  // bytes for each worker
   int64_t workers;
 };
-
-constexpr int64_t kDotChunk = 64;          // rows whose sums stay in the first cache
-constexpr int64_t kPanelChunk = 2048;      // rows whose sums and x a core's caches can still serve
-constexpr int64_t kWideBytes = 16 << 20;   // of x at once in a wider type
 
 Tasks plan(const LinearArgs& a, const LinearKernels& k) {
   LinearShape shape = {};
@@ -186,32 +189,49 @@ Tasks plan(const LinearArgs& a, const LinearKernels& k) {
   const int64_t padded = pieces(a.n, shape.panel_columns) * shape.panel_columns;
   t.dots = a.m <= shape.few_rows || 5 * a.n < 4 * padded;
   t.columns = t.dots ? shape.dot_columns : shape.panel_columns;
-  t.per_chunk = pieces(a.n, t.columns);
-  t.chunks = pieces(a.m, t.dots ? kDotChunk : kPanelChunk);
-  // Enough tasks for all threads to end together, of rows enough to be worth a panel.
-  const int64_t wanted = pieces(t.workers > 1 ? 4 * t.workers : 1, t.per_chunk);
-  t.chunks = std::max(t.chunks, std::min(wanted, pieces(a.m, 2 * kDotChunk)));
-  t.rows = pieces(a.m, t.chunks);
-  LinearArgs chunk = a;
-  chunk.m = t.rows;
-  k.shape(chunk, shape);
-  t.scratch = (t.dots ? shape.dot_scratch : shape.panel_scratch) + 64;
-  t.scratch = pieces(t.scratch, 64) * 64;
+  // Enough tasks for all threads to end together, but of rows enough to be worth a panel.
+  const int64_t for_threads = pieces(t.workers > 1 ? 4 * t.workers : 1, pieces(a.n, t.columns));
+  const int64_t chunks = std::max(pieces(a.m, t.dots ? kDotChunk : kPanelChunk),
+                                  std::min(for_threads, pieces(a.m, 2 * kDotChunk)));
+  t.rows = pieces(a.m, chunks);
+  LinearArgs task = a;
+  task.m = t.rows;
+  k.shape(task, shape);
+  t.scratch = pieces(t.dots ? shape.dot_scratch : shape.panel_scratch, 64) * 64;
   return t;
 }
 
 void run_tasks(const LinearArgs& a, const LinearKernels& k, const Tasks& t, char* scratch,
                int64_t x_element, int64_t element) {
+  const int64_t across = pieces(a.n, t.columns), total = pieces(a.m, t.rows) * across;
   std::atomic<int64_t> next{0};
-  const int64_t chunks = pieces(a.m, t.rows), total = chunks * t.per_chunk;
+  // A range may hold several workers (torch's pool was busy): its first one then does all the work.
   parallel_for(t.workers, 1, [&](int64_t worker, int64_t) {
     void* mine = scratch + worker * t.scratch;
     for (int64_t task = next++; task < total; task = next++) {
-      const int64_t row = task / t.per_chunk * t.rows, col = task % t.per_chunk * t.columns;
+      const int64_t row = task / across * t.rows, col = task % across * t.columns;
       const LinearArgs part = slice(a, row, std::min(t.rows, a.m - row), x_element, element);
       (t.dots ? k.dots : k.panels)(part, mine, col, std::min(a.n, col + t.columns));
     }
   });
+}
+
+// x goes through a wider copy of as many rows as fit kWideBytes.
+void run_widened(const LinearArgs& a, const LinearKernels& k, const Tasks& t, int64_t element) {
+  const int64_t row_bytes = std::max<int64_t>(1, a.k) * static_cast<int64_t>(sizeof(float));
+  const int64_t rows =
+      std::min(a.m, std::max<int64_t>(1, kWideBytes / row_bytes / t.rows) * t.rows);
+  const int64_t wide_bytes = pieces(rows * row_bytes, 64) * 64;
+  const Memory memory = allocate(wide_bytes + t.workers * t.scratch);
+  float* wide = reinterpret_cast<float*>(memory.get());
+  for (int64_t row = 0; row < a.m; row += rows) {
+    LinearArgs part = slice(a, row, std::min(rows, a.m - row), element, element);
+    parallel_for(part.m, pieces(1 << 15, std::max<int64_t>(1, a.k)),
+                 [&](int64_t begin, int64_t end) { k.widen(part, wide, begin, end); });
+    part.x = wide;
+    part.ldx = a.k;
+    run_tasks(part, k, t, memory.get() + wide_bytes, sizeof(float), element);
+  }
 }
 
 }  // namespace
@@ -219,27 +239,13 @@ void run_tasks(const LinearArgs& a, const LinearKernels& k, const Tasks& t, char
 void run_linear(const LinearArgs& a, DType type) {
   if (a.m == 0 || a.n == 0) return;
   const LinearKernels k = kernels_for(type);
-  LinearShape shape = {};
-  k.shape(a, shape);
   const Tasks t = plan(a, k);
   const int64_t element = size_of(type);
-  if (!shape.widen_x) {
-    const Memory scratch = allocate(t.workers * t.scratch);
-    return run_tasks(a, k, t, scratch.get(), element, element);
-  }
-  const int64_t row_bytes = std::max<int64_t>(1, a.k * static_cast<int64_t>(sizeof(float)));
-  const int64_t block = std::clamp(kWideBytes / row_bytes / t.rows * t.rows, t.rows, t.rows * t.chunks);
-  const int64_t wide_bytes = pieces(std::min(block, a.m) * row_bytes, 64) * 64;
-  const Memory memory = allocate(wide_bytes + t.workers * t.scratch);
-  float* wide = reinterpret_cast<float*>(memory.get());
-  for (int64_t row = 0; row < a.m; row += block) {
-    LinearArgs part = slice(a, row, std::min(block, a.m - row), element, element);
-    parallel_for(part.m, pieces(1 << 15, std::max<int64_t>(1, a.k)),
-                 [&](int64_t begin, int64_t end) { k.widen(part, wide, begin, end); });
-    part.x = wide;
-    part.ldx = a.k;
-    run_tasks(part, k, t, memory.get() + wide_bytes, sizeof(float), element);
-  }
+  LinearShape shape = {};
+  k.shape(a, shape);
+  if (shape.widen_x) return run_widened(a, k, t, element);
+  const Memory scratch = allocate(t.workers * t.scratch);
+  run_tasks(a, k, t, scratch.get(), element, element);
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fusedops, m) {

@@ -10,7 +10,8 @@ namespace fusedops {
 
 // The checked arguments of a dense layer. Holds the copies of those whose strides no kernel reads.
 struct LinearCall {
-  LinearCall(const char* op, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias);
+  LinearCall(const char* op, const Tensor& input, const Tensor& weight,
+             const std::optional<Tensor>& bias);
 
   Tensor fresh_output() const;
   // Fill y (and z): contiguous tensors of the result's shape.

@@ -1,4 +1,5 @@
-// rope, rope_out, rope_, rope_qk, rope_qk_ and rope_unfused: schemas, checks, threading, CPU implementation.
+// rope, rope_out, rope_, rope_qk, rope_qk_ and rope_unfused: schemas, checks, threading, CPU
+// implementation.
 #include <algorithm>
 #include <optional>
 #include <tuple>
@@ -14,10 +15,19 @@ using torch::headeronly::ScalarType;
 
 // Everything of a call that is not x: checked and turned into strides once, shared by q and k.
 struct Call {
-  Call(const char* op_, const Tensor& cos_, const Tensor& sin_, const std::optional<Tensor>& position_ids_,
-       int64_t offset_, bool bshd_, bool interleaved_, bool conjugate_)
-      : op(op_), cos_tensor(cos_), sin_tensor(sin_), position_ids(position_ids_), cos(cos_), sin(sin_),
-        offset(offset_), bshd(bshd_), interleaved(interleaved_), conjugate(conjugate_) {}
+  Call(const char* op_, const Tensor& cos_, const Tensor& sin_,
+       const std::optional<Tensor>& position_ids_, int64_t offset_, bool bshd_, bool interleaved_,
+       bool conjugate_)
+      : op(op_),
+        cos_tensor(cos_),
+        sin_tensor(sin_),
+        position_ids(position_ids_),
+        cos(cos_),
+        sin(sin_),
+        offset(offset_),
+        bshd(bshd_),
+        interleaved(interleaved_),
+        conjugate(conjugate_) {}
 
   const char* op;
   const Tensor &cos_tensor, &sin_tensor;
@@ -43,12 +53,14 @@ void check_tables(const Call& c, const char* name, const View& x, int64_t batch,
   require_cpu(c.op, "cos", c.cos_tensor);
   require_cpu(c.op, "sin", c.sin_tensor);
   if (cos.type != sin.type)
-    fail(c.op, "cos and sin must have one dtype but got ", name_of(cos.type), " and ", name_of(sin.type));
+    fail(c.op, "cos and sin must have one dtype but got ", name_of(cos.type), " and ",
+         name_of(sin.type));
   if (cos.type != x.type && cos.type != ScalarType::Float)
     fail(c.op, "cos and sin must be Float or of ", name, "'s dtype ", name_of(x.type), " but got ",
          name_of(cos.type));
   if (cos.rank() != 2 && cos.rank() != 3)
-    fail(c.op, "cos must be [positions, rotary_dim / 2] or [batch, seq, rotary_dim / 2] but got shape ",
+    fail(c.op,
+         "cos must be [positions, rotary_dim / 2] or [batch, seq, rotary_dim / 2] but got shape ",
          shape_of(cos));
   if (!same_shape(cos, sin))
     fail(c.op, "cos and sin must have one shape but got ", shape_of(cos), " and ", shape_of(sin));
@@ -60,19 +72,22 @@ void check_tables(const Call& c, const char* name, const View& x, int64_t batch,
     if (c.offset != 0) fail(c.op, "offset must be 0 with a 3-D table but got ", c.offset);
     if (cos.size(0) != 1 && cos.size(0) != batch)
       fail(c.op, "a 3-D table must have batch size 1 or ", batch, " but got ", cos.size(0));
-    if (cos.size(1) != seq) fail(c.op, "a 3-D table must have ", seq, " rows but got ", cos.size(1));
+    if (cos.size(1) != seq)
+      fail(c.op, "a 3-D table must have ", seq, " rows but got ", cos.size(1));
   }
 }
 
 template <class Int>
-void check_ids(const Call& c, const View& ids, int64_t batch_stride, int64_t seq_stride, int64_t rows) {
+void check_ids(const Call& c, const View& ids, int64_t batch_stride, int64_t seq_stride,
+               int64_t rows) {
   const Int* data = static_cast<const Int*>(ids.data);
   const int64_t batches = ids.rank() == 2 ? ids.size(0) : 1, seq = ids.size(-1);
   for (int64_t b = 0; b < batches; b++)
     for (int64_t s = 0; s < seq; s++) {
       const int64_t id = data[b * batch_stride + s * seq_stride];
       if (id < -c.offset || id >= rows - c.offset)
-        fail(c.op, "position_ids + offset must be in [0, ", rows, ") but got ", id, " + ", c.offset);
+        fail(c.op, "position_ids + offset must be in [0, ", rows, ") but got ", id, " + ",
+             c.offset);
     }
 }
 
@@ -83,16 +98,19 @@ void check_positions(const Call& c, int64_t batch, int64_t seq) {
   if (!c.position_ids) {
     if (c.offset < 0) fail(c.op, "offset must not be negative but got ", c.offset);
     if (seq > 0 && c.offset > rows - seq)
-      fail(c.op, "the table must have at least offset + seq = ", c.offset + seq, " rows but got ", rows);
+      fail(c.op, "the table must have at least offset + seq = ", c.offset + seq, " rows but got ",
+           rows);
     return;
   }
   const View ids(*c.position_ids);
   require_cpu(c.op, "position_ids", *c.position_ids);
   if (ids.type != ScalarType::Int && ids.type != ScalarType::Long)
     fail(c.op, "position_ids must be int32 or int64 but got ", name_of(ids.type));
-  const bool fits = ids.rank() == 1 || (ids.rank() == 2 && (ids.size(0) == 1 || ids.size(0) == batch));
+  const bool fits =
+      ids.rank() == 1 || (ids.rank() == 2 && (ids.size(0) == 1 || ids.size(0) == batch));
   if (!fits || ids.size(-1) != seq)
-    fail(c.op, "position_ids must be [", seq, "] or [", batch, ", ", seq, "] but got shape ", shape_of(ids));
+    fail(c.op, "position_ids must be [", seq, "] or [", batch, ", ", seq, "] but got shape ",
+         shape_of(ids));
   const int64_t batch_stride = ids.rank() == 2 ? ids.stride(0) : 0;
   if (ids.type == ScalarType::Long)
     check_ids<int64_t>(c, ids, batch_stride, ids.stride(-1), rows);
@@ -106,7 +124,8 @@ struct Dims {
 };
 Dims ordered(const torch::headeronly::IntHeaderOnlyArrayRef& of, bool batched, bool bshd) {
   const size_t first = batched ? 1 : 0;
-  return {batched ? of[0] : 0, of[first + (bshd ? 1 : 0)], of[first + (bshd ? 0 : 1)], of[first + 2]};
+  return {batched ? of[0] : 0, of[first + (bshd ? 1 : 0)], of[first + (bshd ? 0 : 1)],
+          of[first + 2]};
 }
 
 RopeArgs arguments(const Call& c, const View& x, const View& y, const View& cos, const View& sin) {
@@ -153,16 +172,20 @@ RopeKernel kernel_for(DType x, DType table) {
   }
 }
 
-constexpr int64_t kElementsPerTask = 32768;  // about 5 us of work: below that a second thread costs more
+constexpr int64_t kElementsPerTask =
+    32768;  // about 5 us of work: below that a second thread costs more
 
 void run(const Call& c, const View& x, const View& y) {
   // A table whose columns are not adjacent is small beside x: bring it together once.
-  const auto adjacent = [](const View& table) { return table.size(-1) <= 1 || table.stride(-1) == 1; };
+  const auto adjacent = [](const View& table) {
+    return table.size(-1) <= 1 || table.stride(-1) == 1;
+  };
   const auto run_with = [&](const View& cos, const View& sin) {
     run_rope(arguments(c, x, y, cos, sin), floating(c.op, "x", x), floating(c.op, "cos", cos));
   };
   if (adjacent(c.cos) && adjacent(c.sin)) return run_with(c.cos, c.sin);
-  const Tensor cos = torch::stable::contiguous(c.cos_tensor), sin = torch::stable::contiguous(c.sin_tensor);
+  const Tensor cos = torch::stable::contiguous(c.cos_tensor),
+               sin = torch::stable::contiguous(c.sin_tensor);
   run_with(View(cos), View(sin));
 }
 
@@ -177,7 +200,8 @@ void check(const Call& c, const char* name, const Tensor& x, const View& v) {
 // What is written must be its own memory, and none of what is read.
 void check_written(const Call& c, const char* name, const View& y) {
   if (overlaps_itself(y))
-    fail(c.op, name, " must not overlap itself but got strides that repeat elements, shape ", shape_of(y));
+    fail(c.op, name, " must not overlap itself but got strides that repeat elements, shape ",
+         shape_of(y));
   for (const View* table : {&c.cos, &c.sin})
     if (overlap(y, *table))
       fail(c.op, name, " must not share memory with cos and sin but got a view of the same memory");
@@ -185,8 +209,9 @@ void check_written(const Call& c, const char* name, const View& y) {
     fail(c.op, name, " must not share memory with position_ids but got a view of the same memory");
 }
 
-Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, const std::optional<Tensor>& position_ids,
-            int64_t offset, bool bshd, bool interleaved, bool conjugate) {
+Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin,
+            const std::optional<Tensor>& position_ids, int64_t offset, bool bshd, bool interleaved,
+            bool conjugate) {
   const Call c{"rope", cos, sin, position_ids, offset, bshd, interleaved, conjugate};
   const View v(x);
   check(c, "x", x, v);
@@ -196,13 +221,14 @@ Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, const std::op
 }
 
 void rope_out(const Tensor& x, const Tensor& cos, const Tensor& sin,
-              const std::optional<Tensor>& position_ids, int64_t offset, bool bshd, bool interleaved,
-              bool conjugate, const Tensor& out) {
+              const std::optional<Tensor>& position_ids, int64_t offset, bool bshd,
+              bool interleaved, bool conjugate, const Tensor& out) {
   const Call c{"rope", cos, sin, position_ids, offset, bshd, interleaved, conjugate};
   const View v(x), o(out);
   check(c, "x", x, v);
   require_cpu(c.op, "out", out);
-  if (o.type != v.type) fail(c.op, "out must have x's dtype ", name_of(v.type), " but got ", name_of(o.type));
+  if (o.type != v.type)
+    fail(c.op, "out must have x's dtype ", name_of(v.type), " but got ", name_of(o.type));
   if (!same_shape(o, v))
     fail(c.op, "out must have x's shape ", shape_of(v), " but got ", shape_of(o));
   check_written(c, "out", o);
@@ -211,8 +237,9 @@ void rope_out(const Tensor& x, const Tensor& cos, const Tensor& sin,
   run(c, v, o);
 }
 
-void rope_(const Tensor& x, const Tensor& cos, const Tensor& sin, const std::optional<Tensor>& position_ids,
-           int64_t offset, bool bshd, bool interleaved, bool conjugate) {
+void rope_(const Tensor& x, const Tensor& cos, const Tensor& sin,
+           const std::optional<Tensor>& position_ids, int64_t offset, bool bshd, bool interleaved,
+           bool conjugate) {
   const Call c{"rope_", cos, sin, position_ids, offset, bshd, interleaved, conjugate};
   const View v(x);
   check(c, "x", x, v);
@@ -227,9 +254,9 @@ void check_pair(const Call& c, const Tensor& q, const View& qv, const Tensor& k,
     fail(c.op, "q and k must have one dtype but got ", name_of(qv.type), " and ", name_of(kv.type));
 }
 
-std::tuple<Tensor, Tensor> rope_qk(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
-                                   const std::optional<Tensor>& position_ids, int64_t offset, bool bshd,
-                                   bool interleaved, bool conjugate) {
+std::tuple<Tensor, Tensor> rope_qk(const Tensor& q, const Tensor& k, const Tensor& cos,
+                                   const Tensor& sin, const std::optional<Tensor>& position_ids,
+                                   int64_t offset, bool bshd, bool interleaved, bool conjugate) {
   const Call c{"rope_qk", cos, sin, position_ids, offset, bshd, interleaved, conjugate};
   const View qv(q), kv(k);
   check_pair(c, q, qv, k, kv);
@@ -239,7 +266,8 @@ std::tuple<Tensor, Tensor> rope_qk(const Tensor& q, const Tensor& k, const Tenso
   return {q_out, k_out};
 }
 
-void check_written_pair(const Call& c, const Tensor& q, const View& qv, const Tensor& k, const View& kv) {
+void check_written_pair(const Call& c, const Tensor& q, const View& qv, const Tensor& k,
+                        const View& kv) {
   check_pair(c, q, qv, k, kv);
   check_written(c, "q", qv);
   check_written(c, "k", kv);
@@ -255,8 +283,8 @@ void rope_qk_check(const Tensor& q, const Tensor& k, const Tensor& cos, const Te
 }
 
 void rope_qk_(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
-              const std::optional<Tensor>& position_ids, int64_t offset, bool bshd, bool interleaved,
-              bool conjugate) {
+              const std::optional<Tensor>& position_ids, int64_t offset, bool bshd,
+              bool interleaved, bool conjugate) {
   const Call c{"rope_qk_", cos, sin, position_ids, offset, bshd, interleaved, conjugate};
   const View qv(q), kv(k);
   check_written_pair(c, q, qv, k, kv);
@@ -264,8 +292,9 @@ void rope_qk_(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor&
   run(c, kv, kv);
 }
 
-// The rung below fusion: what eager does, one vectorised kernel and one temporary for each of its steps.
-// x becomes contiguous [batch, heads, seq, head_dim] in the compute type; the tables are gathered.
+// The rung below fusion: what eager does, one vectorised kernel and one temporary for each of its
+// steps. x becomes contiguous [batch, heads, seq, head_dim] in the compute type; the tables are
+// gathered.
 struct Steps {
   const KernelTable& k = kernels();
   RopeStepArgs args;
@@ -273,7 +302,8 @@ struct Steps {
   bool wide;  // double
 
   using Kernel = void (*)(const RopeStepArgs&, int64_t, int64_t);
-  void step(Kernel narrow_kernel, Kernel wide_kernel, const Tensor& a, const Tensor& b, const Tensor& out) {
+  void step(Kernel narrow_kernel, Kernel wide_kernel, const Tensor& a, const Tensor& b,
+            const Tensor& out) {
     args.a = a.data_ptr(), args.b = b.data_ptr(), args.out = out.data_ptr();
     const Kernel kernel = wide ? wide_kernel : narrow_kernel;
     parallel_for(rows, std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, args.head_dim)),
@@ -299,7 +329,8 @@ Tensor gathered(const Call& c, const Tensor& table, ScalarType type, int64_t seq
     t = torch::stable::narrow(t, 0, c.offset, seq);
     return torch::stable::unsqueeze(t, 0);
   }
-  const Tensor wide = torch::stable::contiguous(torch::stable::to(*c.position_ids, ScalarType::Long));
+  const Tensor wide =
+      torch::stable::contiguous(torch::stable::to(*c.position_ids, ScalarType::Long));
   const int64_t half = t.size(1), batches = wide.dim() == 2 ? wide.size(0) : 1;
   Tensor out = torch::stable::new_empty(t, {batches, seq, half});
   const int64_t bytes = half * static_cast<int64_t>(t.element_size());
@@ -321,10 +352,13 @@ Tensor rope_unfused(const Tensor& x, const Tensor& cos, const Tensor& sin,
   if (v.numel == 0) return y;
 
   const ScalarType type = v.type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  const auto in_order = [&](const Tensor& t) { return bshd ? torch::stable::transpose(t, -3, -2) : t; };
+  const auto in_order = [&](const Tensor& t) {
+    return bshd ? torch::stable::transpose(t, -3, -2) : t;
+  };
   const Tensor xs = torch::stable::contiguous(torch::stable::to(in_order(x), type));
   const Dims size = ordered(v.sizes, v.rank() == 4, bshd);
-  const Tensor cosines = gathered(c, c.cos_tensor, type, size.seq), sines = gathered(c, c.sin_tensor, type, size.seq);
+  const Tensor cosines = gathered(c, c.cos_tensor, type, size.seq),
+               sines = gathered(c, c.sin_tensor, type, size.seq);
 
   Steps steps;
   steps.args = {};
@@ -350,9 +384,12 @@ void run_rope(const RopeArgs& given, DType x, DType table) {
   RopeArgs a = given;
   const int64_t elements = a.batch * a.heads * a.seq * a.head_dim;
   if (elements == 0) return;
-  // A block of positions of one head is contiguous memory in bhsd, and its table rows stay in L1/L2 for
-  // the next head; in bshd the next row in memory is the next head.
-  a.block = a.x_head < a.x_seq ? 1 : 32;
+  // A block of positions of one head is contiguous memory in bhsd: long blocks keep the hardware's
+  // prefetcher running, short ones the table rows in cache for the next head and all threads busy.
+  // In bshd the next row in memory is the next head.
+  const int64_t tokens = a.batch * a.heads * a.seq;
+  a.block = a.x_head < a.x_seq ? 1 : std::clamp<int64_t>(tokens / (8 * thread_count()), 32, 512);
+  a.prefetch = elements * size_of(x) > (1 << 20) ? 8192 : 0;
   a.stream = a.x != a.y && elements * size_of(x) > last_cache_bytes() / 2;
   const RopeKernel kernel = kernel_for(x, table);
   const int64_t blocks = (a.seq + a.block - 1) / a.block;

@@ -11,7 +11,8 @@ namespace fusedops {
 
 using torch::headeronly::ScalarType;
 
-// The library's dtype numbers come from functions; Tensor::scalar_type asks them one by one, on each call.
+// The library's dtype numbers come from functions; Tensor::scalar_type asks them one by one, on
+// each call.
 ScalarType type_of(const Tensor& t) {
   constexpr size_t known = 64;
   static const std::array<ScalarType, known> types = [] {
@@ -58,7 +59,8 @@ DType floating(const char* op, const char* what, const View& v) {
 }
 
 void require_cpu(const char* op, const char* what, const Tensor& t) {
-  if (!t.is_cpu()) fail(op, what, " must be on the CPU like the other tensors but got another device");
+  if (!t.is_cpu())
+    fail(op, what, " must be on the CPU like the other tensors but got another device");
 }
 
 namespace {
@@ -74,8 +76,9 @@ void add_terms(std::vector<Term>& terms, const View& v, int64_t low_sign, int64_
       terms.push_back({v.stride(d), low_sign * (v.size(d) - 1), high_sign * (v.size(d) - 1)});
 }
 
-// Whether the terms can add up to `rest`, and not only by all being 0 when `distinct` asks for that.
-// Terms come by descending stride, so for nested strides each level leaves one or two candidates.
+// Whether the terms can add up to `rest`, and not only by all being 0 when `distinct` asks for
+// that. Terms come by descending stride, so for nested strides each level leaves one or two
+// candidates.
 bool reachable(const std::vector<Term>& terms, size_t i, int64_t rest, bool distinct) {
   if (i == terms.size()) return rest == 0 && !distinct;
   int64_t low = 0, high = 0;  // what the terms after this one can reach
@@ -96,7 +99,8 @@ bool reachable(const std::vector<Term>& terms, size_t i, int64_t rest, bool dist
 }
 
 bool reachable(std::vector<Term> terms, int64_t rest, bool distinct) {
-  std::sort(terms.begin(), terms.end(), [](const Term& a, const Term& b) { return a.stride > b.stride; });
+  std::sort(terms.begin(), terms.end(),
+            [](const Term& a, const Term& b) { return a.stride > b.stride; });
   return reachable(terms, 0, rest, distinct);
 }
 
@@ -171,19 +175,22 @@ Tensor empty_like_output(const Tensor& x, const View& v) {
   aoti_torch_get_dtype(x.get(), &dtype);
   if (aoti_torch_empty_strided(v.rank(), v.sizes.data(), v.strides.data(), dtype,
                                aoti_torch_device_type_cpu(), 0, &handle) != 0)
-    fail("fusedops", "memory for the result must be available but got ", v.numel, " elements refused");
+    fail("fusedops", "memory for the result must be available but got ", v.numel,
+         " elements refused");
   Tensor y(handle);
   advise_huge_pages(y.data_ptr(), v.numel * element_size(v));
   return y;
 }
 
-// Fresh pages cost more than the memory behind them: 4 KiB faults take 15 ms for 33 MB, huge ones 4 ms.
+// Fresh pages cost more than the memory behind them: 4 KiB faults take 15 ms for 33 MB, huge ones 4
+// ms.
 void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t huge = uintptr_t{2} << 20;
   if (bytes < static_cast<int64_t>(2 * huge)) return;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + huge - 1) & ~(huge - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) & ~(huge - 1);
+  const uintptr_t end =
+      (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) & ~(huge - 1);
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }

@@ -1,4 +1,5 @@
-// fusedops._C: build and CPU information, ISA control, limit probes, and NumPy entry points. No torch headers.
+// fusedops._C: build and CPU information, ISA control, limit probes, and NumPy entry points. No
+// torch headers.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -33,7 +34,8 @@ Array<T> rope(const Array<T>& x, const Array<T>& cos, const Array<T>& sin, bool 
   const auto half = cos.ndim() == 2 ? cos.shape(1) : 0;
   if (x.ndim() != 4) fail("rope", "x must have 4 dimensions [B, H, S, D] but got ", x.ndim());
   if (cos.ndim() != 2 || sin.ndim() != 2 || sin.shape(0) != cos.shape(0) || sin.shape(1) != half)
-    fail("rope", "cos and sin must have one shape [positions, rotary_dim / 2] but got other shapes");
+    fail("rope",
+         "cos and sin must have one shape [positions, rotary_dim / 2] but got other shapes");
   if (cos.shape(0) < x.shape(2))
     fail("rope", "the table must have at least seq = ", x.shape(2), " rows but got ", cos.shape(0));
   if (2 * half > x.shape(3))
@@ -41,7 +43,8 @@ Array<T> rope(const Array<T>& x, const Array<T>& cos, const Array<T>& sin, bool 
   Array<T> y({x.shape(0), x.shape(1), x.shape(2), x.shape(3)});
   RopeArgs a = {};
   a.x = x.data(), a.y = y.mutable_data(), a.cos = cos.data(), a.sin = sin.data();
-  a.batch = x.shape(0), a.heads = x.shape(1), a.seq = x.shape(2), a.head_dim = x.shape(3), a.half = half;
+  a.batch = x.shape(0), a.heads = x.shape(1), a.seq = x.shape(2), a.head_dim = x.shape(3),
+  a.half = half;
   a.x_dim = a.y_dim = 1;
   a.x_seq = a.y_seq = a.head_dim;
   a.x_head = a.y_head = a.seq * a.x_seq;
@@ -81,11 +84,13 @@ Array<T> gelu_linear(const Array<T>& x, const Array<T>& w, const std::optional<A
 template <class T>
 void bind_numpy(py::module_& m) {
   using namespace py::literals;
-  m.def("rope", &rope<T>, "x"_a.noconvert(), "cos"_a.noconvert(), "sin"_a.noconvert(), "interleaved"_a = false,
+  m.def("rope", &rope<T>, "x"_a.noconvert(), "cos"_a.noconvert(), "sin"_a.noconvert(),
+        "interleaved"_a = false,
         "NumPy float32 or float64, C order: x [B, H, S, D], cos and sin [P >= S, rotary_dim / 2].");
   m.def("gelu", &gelu<T>, "x"_a.noconvert(), "approximate"_a = "none");
   m.def("gelu_linear", &gelu_linear<T>, "x"_a.noconvert(), "weight"_a.noconvert(),
-        "bias"_a.noconvert() = py::none(), "approximate"_a = "none", "gelu(x @ weight.T + bias) on [M, K] and [N, K].");
+        "bias"_a.noconvert() = py::none(), "approximate"_a = "none",
+        "gelu(x @ weight.T + bias) on [M, K] and [N, K].");
 }
 
 }  // namespace
@@ -103,18 +108,21 @@ PYBIND11_MODULE(_C, m) {
   m.def("last_cache_bytes", &last_cache_bytes);
   m.def("compiler", [] { return std::string(__VERSION__); });
   m.def(
-      "probe_copy", [](int64_t bytes, int repeats) { return probe_copy(bytes, repeats); }, "bytes"_a, "repeats"_a = 5,
-      py::call_guard<py::gil_scoped_release>(),
-      "Best bytes/s (read + written) of a copy of `bytes` on torch's threads: ordinary and streaming stores, "
+      "probe_copy", [](int64_t bytes, int repeats) { return probe_copy(bytes, repeats); },
+      "bytes"_a, "repeats"_a = 5, py::call_guard<py::gil_scoped_release>(),
+      "Best bytes/s (read + written) of a copy of `bytes` on torch's threads: ordinary and "
+      "streaming stores, "
       "several prefetch distances.");
   m.def(
       "probe_fma",
       [](const std::string& dtype) {
-        if (dtype != "f32" && dtype != "bf16") fail("probe_fma", "dtype must be 'f32' or 'bf16' but got '", dtype, "'");
+        if (dtype != "f32" && dtype != "bf16")
+          fail("probe_fma", "dtype must be 'f32' or 'bf16' but got '", dtype, "'");
         return probe_fma(dtype == "bf16" ? DType::bf16 : DType::f32);
       },
       "dtype"_a = "f32", py::call_guard<py::gil_scoped_release>(),
-      "Multiply-add flop/s on registers only, all of torch's threads; bf16: the pair dot product where the ISA has it.");
+      "Multiply-add flop/s on registers only, all of torch's threads; bf16: the pair dot product "
+      "where the ISA has it.");
   bind_numpy<float>(m);
   bind_numpy<double>(m);
 }

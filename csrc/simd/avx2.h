@@ -102,9 +102,7 @@ FUSEDOPS_INLINE void store_n(T* p, Vf a, int n) {
     _mm256_maskstore_ps(p, first_n_32(n), a.v);
   }
 }
-FUSEDOPS_INLINE void store_n(double* p, Vd a, int n) {
-  _mm256_maskstore_pd(p, first_n_64(n), a.v);
-}
+FUSEDOPS_INLINE void store_n(double* p, Vd a, int n) { _mm256_maskstore_pd(p, first_n_64(n), a.v); }
 FUSEDOPS_INLINE void stream(float* p, Vf a) { _mm256_stream_ps(p, a.v); }
 FUSEDOPS_INLINE void stream_fence() { _mm_sfence(); }
 
@@ -128,8 +126,7 @@ FUSEDOPS_INLINE Vf scale2(Vf a, Vf n) {
   const __m256i third = _mm256_srai_epi32(_mm256_mullo_epi32(e, _mm256_set1_epi32(21846)), 16);
   const __m256i rest = _mm256_sub_epi32(e, _mm256_add_epi32(third, third));
   const auto pow2 = [](__m256i k) {
-    return _mm256_castsi256_ps(
-        _mm256_slli_epi32(_mm256_add_epi32(k, _mm256_set1_epi32(127)), 23));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k, _mm256_set1_epi32(127)), 23));
   };
   return {_mm256_mul_ps(_mm256_mul_ps(_mm256_mul_ps(a.v, pow2(rest)), pow2(third)), pow2(third))};
 }

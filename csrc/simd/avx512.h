@@ -222,6 +222,7 @@ FUSEDOPS_INLINE void transpose(Vd (&r)[8]) {
 }
 
 #ifdef __AVX512BF16__
+#define FUSEDOPS_BF16_DOT 1
 constexpr bool kBf16Dot = true;
 FUSEDOPS_INLINE Vf load_pairs(const bf16* p) { return {_mm512_loadu_ps(p)}; }
 FUSEDOPS_INLINE Vf load_pairs_n(const bf16* p, int n) {
@@ -241,7 +242,8 @@ FUSEDOPS_INLINE Vf broadcast_half(const bf16* p) {
 }
 // acc[i] += a[2i] * b[2i] + a[2i+1] * b[2i+1]
 FUSEDOPS_INLINE Vf dot_pairs(Vf acc, Vf a, Vf b) {
-  return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
+  return {
+      _mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
 }
 #else
 constexpr bool kBf16Dot = false;

@@ -1,4 +1,5 @@
 // Written by gelu_tables.py; change that.
+// clang-format off
 #pragma once
 
 namespace fusedops {

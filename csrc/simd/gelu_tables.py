@@ -105,6 +105,7 @@ def main() -> str:
     ]
     out = [
         "// Written by gelu_tables.py; change that.",
+        "// clang-format off",
         "#pragma once",
         "",
         "namespace fusedops {",

@@ -1,5 +1,5 @@
-// GCC/Clang vector extensions, 4 floats or 2 doubles: what every baseline (SSE2, armv8.0) lowers well.
-// neon.h includes this with FUSEDOPS_VECTOR_FMA set and brings its own multiply-add.
+// GCC/Clang vector extensions, 4 floats or 2 doubles: what every baseline (SSE2, armv8.0) lowers
+// well. neon.h includes this with FUSEDOPS_VECTOR_FMA set and brings its own multiply-add.
 #pragma once
 
 namespace fusedops::FUSEDOPS_ISA {
@@ -103,18 +103,30 @@ FUSEDOPS_INLINE void stream(float* p, Vf a) { store(p, a); }
 FUSEDOPS_INLINE void stream_fence() {}
 
 template <class T>
-FUSEDOPS_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) { return {a.v + b.v}; }
+FUSEDOPS_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) {
+  return {a.v + b.v};
+}
 template <class T>
-FUSEDOPS_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) { return {a.v - b.v}; }
+FUSEDOPS_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) {
+  return {a.v - b.v};
+}
 template <class T>
-FUSEDOPS_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) { return {a.v * b.v}; }
+FUSEDOPS_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) {
+  return {a.v * b.v};
+}
 template <class T>
-FUSEDOPS_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) { return {a.v / b.v}; }
+FUSEDOPS_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) {
+  return {a.v / b.v};
+}
 template <class T>
-FUSEDOPS_INLINE Vec<T> operator-(Vec<T> a) { return {-a.v}; }
+FUSEDOPS_INLINE Vec<T> operator-(Vec<T> a) {
+  return {-a.v};
+}
 #ifndef FUSEDOPS_VECTOR_FMA
 template <class T>
-FUSEDOPS_INLINE Vec<T> mul_add(Vec<T> a, Vec<T> b, Vec<T> c) { return {a.v * b.v + c.v}; }
+FUSEDOPS_INLINE Vec<T> mul_add(Vec<T> a, Vec<T> b, Vec<T> c) {
+  return {a.v * b.v + c.v};
+}
 // The product of two floats is exact in double.
 FUSEDOPS_INLINE Vf fma(Vf a, Vf b, Vf c) {
   Vf r;
@@ -127,9 +139,13 @@ FUSEDOPS_INLINE Vd fma(Vd a, Vd b, Vd c) {
 }
 #endif
 template <class T>
-FUSEDOPS_INLINE Vec<T> min(Vec<T> a, Vec<T> b) { return {a.v < b.v ? a.v : b.v}; }
+FUSEDOPS_INLINE Vec<T> min(Vec<T> a, Vec<T> b) {
+  return {a.v < b.v ? a.v : b.v};
+}
 template <class T>
-FUSEDOPS_INLINE Vec<T> max(Vec<T> a, Vec<T> b) { return {a.v > b.v ? a.v : b.v}; }
+FUSEDOPS_INLINE Vec<T> max(Vec<T> a, Vec<T> b) {
+  return {a.v > b.v ? a.v : b.v};
+}
 FUSEDOPS_INLINE Vf abs(Vf a) { return {(Vf::reg)((Vf::bits)a.v & 0x7fffffff)}; }
 FUSEDOPS_INLINE Vd abs(Vd a) { return {(Vd::reg)((Vd::bits)a.v & 0x7fffffffffffffff)}; }
 template <class T>

@@ -23,7 +23,8 @@ class GELULinear(torch.nn.Linear):
         dtype: theirs, and the one inputs must have.
 
     Raises:
-        RuntimeError: an unknown ``approximate`` or ``save``; in forward as :func:`fusedops.gelu_linear`.
+        RuntimeError: an unknown ``approximate`` or ``save``; in forward as
+            :func:`fusedops.gelu_linear`.
     """
 
     def __init__(
@@ -39,7 +40,8 @@ class GELULinear(torch.nn.Linear):
     ) -> None:
         if approximate not in ("none", "tanh", "quick"):
             raise RuntimeError(
-                f"[GELULinear] approximate must be 'none', 'tanh' or 'quick' but got {approximate!r}"
+                "[GELULinear] approximate must be 'none', 'tanh' or 'quick' but got "
+                f"{approximate!r}"
             )
         if save not in ("preact", "none"):
             raise RuntimeError(f"[GELULinear] save must be 'preact' or 'none' but got {save!r}")
@@ -55,4 +57,5 @@ class GELULinear(torch.nn.Linear):
 
     def extra_repr(self) -> str:
         """Like nn.Linear's, with what is added."""
-        return f"{super().extra_repr()}, approximate={self.approximate!r}"
+        save = "" if self.save == "preact" else f", save={self.save!r}"
+        return f"{super().extra_repr()}, approximate={self.approximate!r}{save}"

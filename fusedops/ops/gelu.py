@@ -47,7 +47,7 @@ def _formula(x: Tensor, approximate: str) -> Tensor:
 
 class _Gelu(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, approximate: str) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor, approximate: str) -> Tensor:
         return ops.gelu_nograd(x, approximate)
 
     @staticmethod
@@ -56,13 +56,13 @@ class _Gelu(torch.autograd.Function):
         ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return ops.gelu_backward(grad, *ctx.saved_tensors, ctx.approximate), None
 
 
 class _GeluBackward(torch.autograd.Function):
     @staticmethod
-    def forward(grad: Tensor, x: Tensor, approximate: str) -> Tensor:  # type: ignore[override]
+    def forward(grad: Tensor, x: Tensor, approximate: str) -> Tensor:
         return ops.gelu_backward_nograd(grad, x, approximate)
 
     @staticmethod
@@ -71,7 +71,7 @@ class _GeluBackward(torch.autograd.Function):
         ctx.save_for_backward(grad, x)
 
     @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor, None]:
         grad, x = ctx.saved_tensors
         to_grad = ops.gelu_backward(outer, x, ctx.approximate)
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -119,11 +119,11 @@ def _fake_backward(grad: Tensor, x: Tensor, approximate: str) -> Tensor:
 
 
 def _apply(x: Tensor, approximate: str) -> Tensor:
-    return _Gelu.apply(x, approximate)  # type: ignore[no-untyped-call, no-any-return]
+    return _Gelu.apply(x, approximate)  # type: ignore[no-untyped-call]
 
 
 def _apply_backward(grad: Tensor, x: Tensor, approximate: str) -> Tensor:
-    return _GeluBackward.apply(grad, x, approximate)  # type: ignore[no-untyped-call, no-any-return]
+    return _GeluBackward.apply(grad, x, approximate)  # type: ignore[no-untyped-call]
 
 
 for _name, _shape, _composed in (

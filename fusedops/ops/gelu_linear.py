@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fusedops import _library, reference
 from fusedops._library import is_plain, is_transformed, ops
-from fusedops.ops.linear import autocast, gradients
+from fusedops.ops.linear import autocast, gradients, require
 
 
 def gelu_linear(
@@ -35,8 +35,8 @@ def gelu_linear(
         out: receives the result, [..., N]; not for use where autograd records.
 
     Returns:
-        [..., N], contiguous (or ``out``). Differentiable twice. Under autocast the arguments are cast
-        as ``torch.nn.functional.linear``'s are.
+        [..., N], contiguous (or ``out``). Differentiable twice. Under autocast the arguments are
+        cast as ``torch.nn.functional.linear``'s are.
 
     Raises:
         RuntimeError: ``[gelu_linear] requirement but got value``, before anything is written.
@@ -54,8 +54,7 @@ def gelu_linear(
     if out is not None:
         _library.refuse_recorded("gelu_linear", "out", input, weight, bias, out)
         _library.refuse_negated("gelu_linear", "out", out)
-        ops.gelu_linear_out(input, weight, bias, approximate, out)
-        _library.written(out)
+        _library.write(ops.gelu_linear_out, (input, weight, bias, approximate, out), out)
         return out
     if is_plain(input, weight, bias):
         return ops.gelu_linear_nograd(input, weight, bias, approximate)
@@ -67,12 +66,14 @@ def gelu_linear(
 
 
 def _formula(input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+    require("gelu_linear", input, weight, bias)
     return reference.gelu_linear(input, weight, bias, approximate=approximate)
 
 
 def _formula_preact(
     input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str
 ) -> tuple[Tensor, Tensor]:
+    require("gelu_linear", input, weight, bias)
     z = reference.linear(input, weight, bias)
     return reference.gelu(z, approximate=approximate), z
 
@@ -80,14 +81,19 @@ def _formula_preact(
 def _out_formula(
     input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str, out: Tensor
 ) -> None:
-    out.copy_(_formula(input, weight, bias, approximate))
+    result = _formula(input, weight, bias, approximate)
+    for attribute in ("dtype", "shape"):  # copy_ would convert and broadcast
+        got, expected = getattr(out, attribute), getattr(result, attribute)
+        if got != expected:
+            raise RuntimeError(
+                f"[gelu_linear] out must have the result's {attribute} {expected} but got {got}"
+            )
+    out.copy_(result)
 
 
 class _KeepNothing(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str
-    ) -> Tensor:
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
         return ops.gelu_linear_nograd(input, weight, bias, approximate)
 
     @staticmethod
@@ -96,7 +102,7 @@ class _KeepNothing(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, bias = ctx.saved_tensors
         z = ops.linear(input, weight, bias)
         grad = ops.gelu_backward(grad, z, ctx.approximate)
@@ -107,7 +113,7 @@ class _KeepPreactivation(torch.autograd.Function):
     """The pre-activation is an output too, so that a second derivative reaches it."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str
     ) -> tuple[Tensor, Tensor]:
         return ops.gelu_linear_preact_nograd(input, weight, bias, approximate)
@@ -119,9 +125,7 @@ class _KeepPreactivation(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, grad: Tensor | None, grad_z: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None) -> tuple[Tensor | None, ...]:
         input, weight, z = ctx.saved_tensors
         if grad is not None:
             through = ops.gelu_backward(grad, z, ctx.approximate)
@@ -144,11 +148,11 @@ def _fake_written(*args: Any) -> None:
 
 
 def _apply(*args: Any) -> Tensor:
-    return _KeepNothing.apply(*args)  # type: ignore[no-untyped-call, no-any-return]
+    return _KeepNothing.apply(*args)  # type: ignore[no-untyped-call]
 
 
 def _apply_preact(*args: Any) -> tuple[Tensor, Tensor]:
-    return _KeepPreactivation.apply(*args)  # type: ignore[no-untyped-call, no-any-return]
+    return _KeepPreactivation.apply(*args)  # type: ignore[no-untyped-call]
 
 
 for _name, _shape, _composed in (
@@ -160,6 +164,7 @@ for _name, _shape, _composed in (
 ):
     _library.register_fake(_name, _shape)
     _library.register_fallback(_name, _composed)
+_library.register_write("gelu_linear_out")
 _library.register_autograd("gelu_linear", _apply, ops.gelu_linear_nograd, _formula)
 _library.register_autograd(
     "gelu_linear_preact", _apply_preact, ops.gelu_linear_preact_nograd, _formula_preact

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if is_plain(input, weight, bias):
         return ops.linear_nograd(input, weight, bias)
     if is_transformed():
-        return reference.linear(input, weight, bias)
+        return _formula(input, weight, bias)
     return ops.linear(input, weight, bias)
 
 
@@ -55,16 +56,57 @@ def gradients(
     grad: Tensor, input: Tensor, weight: Tensor, needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of input, weight and bias for the gradient of ``linear``'s result."""
-    rows = grad.reshape(-1, weight.shape[0])
+    count = math.prod(grad.shape[:-1])  # not -1, which means nothing where N or K is 0
+    rows = grad.reshape(count, weight.shape[0])
     to_input = grad.matmul(weight) if needed[0] else None
-    to_weight = rows.t().mm(input.reshape(-1, weight.shape[1])) if needed[1] else None
+    to_weight = rows.t().mm(input.reshape(count, weight.shape[1])) if needed[1] else None
     to_bias = rows.sum(0) if needed[2] else None
     return to_input, to_weight, to_bias
 
 
+_DTYPES = {
+    torch.float32: "Float",
+    torch.float16: "Half",
+    torch.bfloat16: "BFloat16",
+    torch.float64: "Double",
+}
+
+
+def require(op: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """The op's checks of dtypes and sizes, for calls that never reach it.
+
+    PyTorch operations would broadcast the bias and take a weight of any rank.
+    """
+
+    def need(met: bool, requirement: str, got: Any) -> None:
+        if not met:
+            raise RuntimeError(f"[{op}] {requirement} but got {got}")
+
+    def shape(t: Tensor) -> str:
+        return f"shape {[*t.shape]}"
+
+    floating = "input must be float32, float16, bfloat16 or float64"
+    need(input.dtype in _DTYPES, floating, input.dtype)
+    own = f"must have input's dtype {_DTYPES[input.dtype]}"
+    need(weight.dtype == input.dtype, f"weight {own}", _DTYPES.get(weight.dtype, weight.dtype))
+    need(input.dim() > 0, "input must have at least 1 dimension", shape(input))
+    need(weight.dim() == 2, "weight must have 2 dimensions [N, K]", shape(weight))
+    last = f"input's last dimension must be weight's K = {weight.shape[1]}"
+    need(input.shape[-1] == weight.shape[1], last, shape(input))
+    if bias is not None:
+        need(bias.dtype == input.dtype, f"bias {own}", _DTYPES.get(bias.dtype, bias.dtype))
+        fits = bias.dim() == 1 and bias.shape[0] == weight.shape[0]
+        need(fits, f"bias must be [N] = [{weight.shape[0]}]", shape(bias))
+
+
+def _formula(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    require("linear", input, weight, bias)
+    return reference.linear(input, weight, bias)
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return ops.linear_nograd(input, weight, bias)
 
     @staticmethod
@@ -73,8 +115,9 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(input, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return gradients(grad, *ctx.saved_tensors, ctx.needs_input_grad)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        return gradients(grad, input, weight, ctx.needs_input_grad)
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -82,10 +125,10 @@ def _fake(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _apply(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _Linear.apply(input, weight, bias)  # type: ignore[no-untyped-call, no-any-return]
+    return _Linear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
 
 
 for _name in ("linear", "linear_nograd"):
     _library.register_fake(_name, _fake)
-    _library.register_fallback(_name, reference.linear)
-_library.register_autograd("linear", _apply, ops.linear_nograd, reference.linear)
+    _library.register_fallback(_name, _formula)
+_library.register_autograd("linear", _apply, ops.linear_nograd, _formula)

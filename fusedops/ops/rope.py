@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fusedops import _library, reference
 from fusedops._library import is_plain, is_transformed, ops
@@ -54,7 +55,8 @@ def rope(
 
     Accuracy:
         float32 and float64 equal the eager formula bit for bit, on every ISA. float16 and bfloat16
-        are computed in float32 and rounded once: |error| <= eps / 2 * |y| + 2^-23 (|x1 cos| + |x2 sin|).
+        are computed in float32 and rounded once:
+        |error| <= eps / 2 * |y| + 2^-23 (|x1 cos| + |x2 sin|).
 
     Source: Su et al. 2021, arXiv:2104.09864; signature after pytorch#187286.
     """
@@ -62,8 +64,7 @@ def rope(
     if out is not None:
         _library.refuse_recorded("rope", "out", x, cos, sin, out)
         _library.refuse_negated("rope", "out", out)
-        ops.rope_out(x, cos, sin, position_ids, offset, *form, out)
-        _library.written(out)
+        _library.write(ops.rope_out, (x, cos, sin, position_ids, offset, *form, out), out)
         return out
     if is_plain(x, cos, sin):
         return ops.rope_nograd(x, cos, sin, position_ids, offset, *form)
@@ -164,6 +165,7 @@ def _formula(
     interleaved: bool,
     conjugate: bool,
 ) -> Tensor:
+    _require(x, cos, sin, position_ids, offset, bshd)
     return reference.rope(
         x,
         cos,
@@ -180,12 +182,66 @@ def _formula_qk(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return _formula(q, *rest), _formula(k, *rest)
 
 
+_DTYPES = {
+    torch.float32: "Float",
+    torch.float16: "Half",
+    torch.bfloat16: "BFloat16",
+    torch.float64: "Double",
+}
+
+
+def _require(
+    x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None, offset: int, bshd: bool
+) -> None:
+    """The op's checks of dtypes and sizes, for calls that never reach it.
+
+    PyTorch operations would broadcast, promote and ignore what they are not asked for.
+    """
+
+    def need(met: bool, requirement: str, got: Any) -> None:
+        if not met:
+            raise RuntimeError(f"[rope] {requirement} but got {got}")
+
+    floating = "x must be float32, float16, bfloat16 or float64"
+    need(x.dtype in _DTYPES, floating, x.dtype)
+    axes = "([S, H, D] or [B, S, H, D])" if bshd else "([H, S, D] or [B, H, S, D])"
+    ranks = f"x must have 3 or 4 dimensions {axes}"
+    need(x.dim() in (3, 4), ranks, f"shape {[*x.shape]}")
+    batch, seq = x.shape[0] if x.dim() == 4 else 1, x.shape[-3 if bshd else -2]
+    need(cos.dtype == sin.dtype, "cos and sin must have one dtype", f"{cos.dtype} and {sin.dtype}")
+    own = f"cos and sin must be Float or of x's dtype {_DTYPES[x.dtype]}"
+    need(cos.dtype in (x.dtype, torch.float32), own, _DTYPES.get(cos.dtype, cos.dtype))
+    shapes = "cos must be [positions, rotary_dim / 2] or [batch, seq, rotary_dim / 2]"
+    need(cos.dim() in (2, 3), shapes, f"shape {[*cos.shape]}")
+    both = f"{[*cos.shape]} and {[*sin.shape]}"
+    need(cos.shape == sin.shape, "cos and sin must have one shape", both)
+    rotary = 2 * cos.shape[-1]
+    need(rotary <= x.shape[-1], f"rotary_dim must be at most head_dim {x.shape[-1]}", rotary)
+    if cos.dim() == 3:
+        need(position_ids is None, "position_ids must be None with a 3-D table", "a tensor")
+        need(offset == 0, "offset must be 0 with a 3-D table", offset)
+        one = f"a 3-D table must have batch size 1 or {batch}"
+        need(cos.shape[0] in (1, batch), one, cos.shape[0])
+        need(cos.shape[1] == seq, f"a 3-D table must have {seq} rows", cos.shape[1])
+    elif position_ids is None:
+        need(offset >= 0, "offset must not be negative", offset)
+        least = f"the table must have at least offset + seq = {offset + seq} rows"
+        need(seq == 0 or offset + seq <= cos.shape[0], least, cos.shape[0])
+    else:
+        integer = "position_ids must be int32 or int64"
+        need(position_ids.dtype in (torch.int32, torch.int64), integer, position_ids.dtype)
+        fits = position_ids.dim() in (1, 2) and position_ids.shape[-1] == seq
+        fits = fits and (position_ids.dim() == 1 or position_ids.shape[0] in (1, batch))
+        shape = f"shape {[*position_ids.shape]}"
+        need(fits, f"position_ids must be [{seq}] or [{batch}, {seq}]", shape)
+
+
 # Gradients.
 
 
 class _Rope(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None, *form: Any
     ) -> Tensor:
         return ops.rope_nograd(x, cos, sin, position_ids, *form)
@@ -197,7 +253,7 @@ class _Rope(torch.autograd.Function):
         ctx.save_for_backward(x if learned else None, cos, sin, position_ids)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, cos, sin, position_ids = ctx.saved_tensors
         tables = cos, sin, position_ids, ctx.offset, ctx.bshd, ctx.interleaved
         grad_x = grad_cos = grad_sin = None
@@ -261,7 +317,7 @@ class _RopeInPlace(torch.autograd.Function):
     """Writes through a declared in-place op and tells autograd so."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
         cos, sin, position_ids, ctx.offset, ctx.bshd, ctx.interleaved, ctx.conjugate = rest
         ops.rope_(x, *rest)
         ctx.mark_dirty(x)
@@ -269,7 +325,7 @@ class _RopeInPlace(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         form = ctx.offset, ctx.bshd, ctx.interleaved, not ctx.conjugate
         return ops.rope(grad, *ctx.saved_tensors, *form), *[None] * 7
 
@@ -286,12 +342,13 @@ def _write(op: str, targets: tuple[Tensor, ...], rest: tuple[Any, ...]) -> None:
     recorded = torch.is_grad_enabled() and any(t.requires_grad for t in targets)
     compiling = torch.compiler.is_compiling()
     if is_plain(*targets) or (compiling and not recorded):
-        getattr(ops, op)(*targets, *rest)
-        _library.written(*targets)
-    elif compiling or is_transformed() or not recorded:
+        _library.write(getattr(ops, op), (*targets, *rest), *targets)
+    elif compiling or is_transformed() or forward_ad._current_level >= 0:
         # copy_ is what the compiler, the transforms and forward-mode duals follow.
-        for target in targets:
-            target.copy_(ops.rope(target, *rest) if compiling else _formula(target, *rest))
+        turn = ops.rope if compiling else _formula
+        rotated = [turn(target, *rest) for target in targets]  # all, before the first write
+        for target, result in zip(targets, rotated, strict=True):
+            target.copy_(result)
     else:
         for target in targets:
             _require_writable(op, target)
@@ -323,7 +380,7 @@ def _require_writable(op: str, target: Tensor) -> None:
 
 
 def _differentiable(x: Tensor, *rest: Any) -> Tensor:
-    return _Rope.apply(x, *rest)  # type: ignore[no-untyped-call, no-any-return]
+    return _Rope.apply(x, *rest)  # type: ignore[no-untyped-call]
 
 
 def _differentiable_qk(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -347,12 +404,23 @@ def _copy_formula(x: Tensor, *rest: Any) -> None:
 
 
 def _copy_formula_qk(q: Tensor, k: Tensor, *rest: Any) -> None:
-    q.copy_(_formula(q, *rest))
-    k.copy_(_formula(k, *rest))
+    rotated = _formula_qk(q, k, *rest)
+    q.copy_(rotated[0])
+    k.copy_(rotated[1])
+
+
+def _check_formula_qk(q: Tensor, k: Tensor, *rest: Any) -> None:
+    for x in (q, k):
+        _require(x, *rest[:5])
 
 
 def _out_formula(x: Tensor, *rest: Any) -> None:
-    rest[-1].copy_(_formula(x, *rest[:-1]))
+    *rest_of_call, out = rest
+    for attribute in ("dtype", "shape"):  # copy_ would convert and broadcast
+        got, expected = getattr(out, attribute), getattr(x, attribute)
+        if got != expected:
+            raise RuntimeError(f"[rope] out must have x's {attribute} {expected} but got {got}")
+    out.copy_(_formula(x, *rest_of_call))
 
 
 for _name, _shape, _composed in (
@@ -363,9 +431,12 @@ for _name, _shape, _composed in (
     ("rope_qk_nograd", _fake_qk, _formula_qk),
     ("rope_", _fake_written, _copy_formula),
     ("rope_qk_", _fake_written, _copy_formula_qk),
+    ("rope_qk_check", _fake_written, _check_formula_qk),
     ("rope_out", _fake_written, _out_formula),
 ):
     _library.register_fake(_name, _shape)
     _library.register_fallback(_name, _composed)
+for _name in ("rope_", "rope_qk_", "rope_out"):
+    _library.register_write(_name)
 _library.register_autograd("rope", _differentiable, ops.rope_nograd, _formula)
 _library.register_autograd("rope_qk", _differentiable_qk, ops.rope_qk_nograd, _formula_qk)

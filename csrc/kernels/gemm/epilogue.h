@@ -14,8 +14,8 @@ FUSEDOPS_INLINE void put(T* p, Vec<compute_t<T>> v, int n) {
     store_n(p, v, n);
 }
 
-// y[row0 + i][col0 + j] = act(c[i][j] + bias[col0 + j]); rows of c are `ldc` apart and a multiple of the
-// vector long.
+// y[row0 + i][col0 + j] = act(c[i][j] + bias[col0 + j]); rows of c are `ldc` apart and a multiple
+// of the vector long.
 template <class T>
 __attribute__((noinline)) void finish(const LinearArgs& a, const compute_t<T>* c, int64_t ldc,
                                       int64_t row0, int64_t rows, int64_t col0, int64_t cols) {

@@ -5,13 +5,14 @@
 namespace fusedops::FUSEDOPS_ISA {
 namespace {
 
-constexpr int kTileRows = 6, kTileVectors = kVectorRegisters / 8;  // accumulators: 3/4 of the registers
+// Accumulators fill 3/4 of the registers.
+constexpr int kTileRows = 6, kTileVectors = kVectorRegisters / 8;
 constexpr int64_t kBlockSteps = 1024;  // of k: a block of a panel then lies in the second cache
 
 template <class T>
 constexpr int64_t kPanelColumns = kTileVectors * Vec<compute_t<T>>::N;
 
-// Rows n..n+N of w, N steps of k, as one square of the panel.
+// N rows of w, N steps of k, as one square of the panel.
 template <class T, bool Full>
 FUSEDOPS_INLINE void transpose_square(const T* w, int64_t ldw, int64_t rows, int64_t k,
                                       compute_t<T>* panel) {
@@ -25,7 +26,7 @@ FUSEDOPS_INLINE void transpose_square(const T* w, int64_t ldw, int64_t rows, int
       r[i] = O::load(p);
     else
       r[i] = i < rows ? O::load_n(p, static_cast<int>(k)) : set1<V>(0);
-    if constexpr (Full) prefetch(reinterpret_cast<const char*>(p) + 256);
+    if constexpr (Full) prefetch(reinterpret_cast<const char*>(p) + 256);  // bytes
   }
   transpose(r);
 #pragma GCC unroll 16
@@ -89,26 +90,33 @@ __attribute__((noinline)) void tile(const typename operands_t<T>::X* x, int64_t 
 }
 
 template <class T>
-FUSEDOPS_INLINE void any_tile(int64_t rows, const typename operands_t<T>::X* x, int64_t ldx, int64_t k,
-                              const compute_t<T>* panel, compute_t<T>* c, bool add) {
+FUSEDOPS_INLINE void any_tile(int64_t rows, const typename operands_t<T>::X* x, int64_t ldx,
+                              int64_t k, const compute_t<T>* panel, compute_t<T>* c, bool add) {
   switch (rows) {
-    case 1: return tile<T, 1>(x, ldx, k, panel, c, add);
-    case 2: return tile<T, 2>(x, ldx, k, panel, c, add);
-    case 3: return tile<T, 3>(x, ldx, k, panel, c, add);
-    case 4: return tile<T, 4>(x, ldx, k, panel, c, add);
-    case 5: return tile<T, 5>(x, ldx, k, panel, c, add);
-    default: return tile<T, kTileRows>(x, ldx, k, panel, c, add);
+    case 1:
+      return tile<T, 1>(x, ldx, k, panel, c, add);
+    case 2:
+      return tile<T, 2>(x, ldx, k, panel, c, add);
+    case 3:
+      return tile<T, 3>(x, ldx, k, panel, c, add);
+    case 4:
+      return tile<T, 4>(x, ldx, k, panel, c, add);
+    case 5:
+      return tile<T, 5>(x, ldx, k, panel, c, add);
+    default:
+      return tile<T, kTileRows>(x, ldx, k, panel, c, add);
   }
 }
 
-FUSEDOPS_INLINE int64_t k_blocks(int64_t k, int64_t step) {
-  return k <= kBlockSteps * step ? 1 : (k + kBlockSteps * step - 1) / (kBlockSteps * step);
+// Blocks of k: at least one, for an empty sum is a result too.
+FUSEDOPS_INLINE int64_t k_blocks(int64_t k, int64_t block) {
+  return k <= block ? 1 : (k + block - 1) / block;
 }
 
 // Bytes: one block of a panel, then the sums: of one tile, or of all rows while blocks of k follow.
 template <class T>
 int64_t panel_scratch(const LinearArgs& a) {
-  const int64_t rows = k_blocks(a.k, operands_t<T>::kStep) == 1 ? kTileRows : a.m;
+  const int64_t rows = k_blocks(a.k, kBlockSteps * operands_t<T>::kStep) == 1 ? kTileRows : a.m;
   return (kBlockSteps + rows) * kPanelColumns<T> * static_cast<int64_t>(sizeof(compute_t<T>));
 }
 
@@ -116,11 +124,12 @@ int64_t panel_scratch(const LinearArgs& a) {
 template <class T>
 FUSEDOPS_INLINE void panels(const LinearArgs& a, void* scratch, int64_t begin, int64_t end) {
   using O = operands_t<T>;
-  constexpr int64_t columns = kPanelColumns<T>, block = kBlockSteps * O::kStep;
+  constexpr int64_t columns = kPanelColumns<T>, block = kBlockSteps * O::kStep,
+                    chain = kChainSteps<T> * O::kStep;
   const typename O::X* x = static_cast<const typename O::X*>(a.x);
   compute_t<T>* panel = static_cast<compute_t<T>*>(scratch);
   compute_t<T>* sums = panel + kBlockSteps * columns;
-  const int64_t blocks = k_blocks(a.k, O::kStep), tiles = (a.m + kTileRows - 1) / kTileRows;
+  const int64_t blocks = k_blocks(a.k, block), tiles = (a.m + kTileRows - 1) / kTileRows;
   for (int64_t col = begin; col < end; col += columns) {
     const int64_t cols = at_most(columns, end - col);
     for (int64_t b = 0; b < blocks; b++) {
@@ -129,7 +138,9 @@ FUSEDOPS_INLINE void panels(const LinearArgs& a, void* scratch, int64_t begin, i
       for (int64_t t = 0; t < tiles; t++) {
         const int64_t row = t * a.m / tiles, rows = (t + 1) * a.m / tiles - row;
         compute_t<T>* c = blocks == 1 ? sums : sums + row * columns;
-        any_tile<T>(rows, x + row * a.ldx + k0, a.ldx, k, panel, c, b > 0);
+        for (int64_t e = 0; e == 0 || e < k; e += chain)
+          any_tile<T>(rows, x + row * a.ldx + k0 + e, a.ldx, at_most(chain, k - e),
+                      panel + e / O::kStep * columns, c, b > 0 || e > 0);
         if (b == blocks - 1) finish<T>(a, c, columns, row, rows, col, cols);
       }
     }

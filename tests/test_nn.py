@@ -1,0 +1,250 @@
+"""GELULinear as a module: what nn.Linear followed by nn.GELU would be, in every use of a module."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_refused
+from torch import Tensor, nn
+
+import fusedops
+from fusedops.nn import GELULinear
+from fusedops.testing import DTYPES, assert_same_bits, assert_within
+
+each_variant = pytest.mark.parametrize("approximate", ["none", "tanh", "quick"])
+each_save = pytest.mark.parametrize("save", ["preact", "none"])
+
+
+# --- construction ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("approximate", ["erf", "", None])
+def test_unknown_variant_is_refused(approximate: Any) -> None:
+    message = f"approximate must be 'none', 'tanh' or 'quick' but got {approximate!r}"
+    assert_refused(lambda: GELULinear(3, 4, approximate=approximate), f"[GELULinear] {message}")
+
+
+@pytest.mark.parametrize("save", ["all", "", None])
+def test_unknown_save_is_refused(save: Any) -> None:
+    message = f"[GELULinear] save must be 'preact' or 'none' but got {save!r}"
+    assert_refused(lambda: GELULinear(3, 4, save=save), message)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parameters_are_those_of_linear(dtype: str, bias: bool) -> None:
+    torch.manual_seed(3)
+    ours = GELULinear(5, 7, bias=bias, dtype=DTYPES[dtype])
+    torch.manual_seed(3)
+    theirs = nn.Linear(5, 7, bias=bias, dtype=DTYPES[dtype])
+    assert isinstance(ours, nn.Linear)
+    state, expected = ours.state_dict(), theirs.state_dict()
+    assert list(state) == list(expected)
+    for name in expected:
+        assert_same_bits(state[name], expected[name])
+    assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
+
+
+def test_state_dicts_are_exchangeable() -> None:
+    ours, theirs = GELULinear(5, 7), nn.Linear(5, 7)
+    assert ours.load_state_dict(theirs.state_dict(), strict=True).missing_keys == []
+    assert_same_bits(ours.weight.detach(), theirs.weight.detach())
+    ours.reset_parameters()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    assert_same_bits(ours.bias.detach(), theirs.bias.detach())
+
+
+def test_positional_arguments_are_those_of_linear_and_gelu() -> None:
+    module = GELULinear(5, 7, False, "tanh")
+    assert module.bias is None
+    assert module.approximate == "tanh"
+    assert module.save == "preact"
+    assert repr(module) == (
+        "GELULinear(in_features=5, out_features=7, bias=False, approximate='tanh')"
+    )
+
+
+def test_representation_says_what_is_not_the_default() -> None:
+    assert "save='none'" in repr(GELULinear(5, 7, save="none"))
+    assert "save" not in repr(GELULinear(5, 7))
+
+
+def test_wrong_input_is_refused() -> None:
+    module, x = GELULinear(5, 7), torch.randn(2, 6)
+    message = "[gelu_linear] input's last dimension must be weight's K = 5 but got shape [2, 6]"
+    assert_refused(lambda: module(x), message, x, module.weight)
+
+
+# --- the uses of a module -------------------------------------------------------------------------
+
+
+@each_variant
+def test_result_is_that_of_the_function(approximate: str) -> None:
+    module, x = GELULinear(5, 7, approximate=approximate), torch.randn(2, 3, 5)
+    expected = fusedops.gelu_linear(x, module.weight, module.bias, approximate=approximate)
+    assert_same_bits(module(x).detach(), expected.detach())
+
+
+def _saved_and_loaded(module: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    loaded: nn.Module = torch.load(file, weights_only=False)
+    return loaded
+
+
+COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda module: pickle.loads(pickle.dumps(module)),
+    "save": _saved_and_loaded,
+}
+
+
+@pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+def test_copies(duplicate: Callable[[Any], Any]) -> None:
+    module, x = GELULinear(5, 7, approximate="quick", save="none"), torch.randn(3, 5)
+    twin = duplicate(module)
+    assert type(twin) is GELULinear
+    assert (twin.approximate, twin.save) == ("quick", "none")
+    assert twin.weight.data_ptr() != module.weight.data_ptr()
+    assert_same_bits(twin(x).detach(), module(x).detach())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_to_another_dtype(dtype: str) -> None:
+    module, x = GELULinear(5, 7).to(DTYPES[dtype]), torch.randn(3, 5).to(DTYPES[dtype])
+    y = module(x)
+    assert y.dtype == DTYPES[dtype]
+    assert_same_bits(
+        y.detach(), fusedops.gelu_linear(x, module.weight.detach(), module.bias.detach())
+    )
+
+
+def test_meta_device_and_back() -> None:
+    module = GELULinear(5, 7, device="meta")
+    assert module.weight.is_meta
+    y = module(torch.randn(2, 3, 5, device="meta"))
+    assert y.is_meta
+    assert y.shape == (2, 3, 7)
+    y.sum().backward()
+    assert module.weight.grad is not None
+    assert module.weight.grad.shape == (7, 5)
+    module.to_empty(device="cpu").load_state_dict(nn.Linear(5, 7).state_dict())
+    assert module(torch.randn(3, 5)).isfinite().all()
+
+
+@pytest.fixture
+def other_defaults() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(before)
+    torch.set_default_device(None)
+
+
+def test_default_device_and_dtype(other_defaults: None) -> None:
+    y = GELULinear(5, 7)(torch.randn(3, 5))
+    assert (y.device.type, y.dtype) == ("meta", torch.bfloat16)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_load_state_dict(assign: bool) -> None:
+    module, source, x = GELULinear(5, 7), nn.Linear(5, 7), torch.randn(3, 5)
+    with torch.no_grad():
+        module(x)
+    module.load_state_dict(source.state_dict(), assign=assign)
+    expected = fusedops.gelu_linear(x, source.weight, source.bias)
+    assert_same_bits(module(x).detach(), expected.detach())
+
+
+# Nothing of the weights is kept from one call to the next: a write through .data shows at once.
+def test_weights_are_read_at_every_call() -> None:
+    module, x = GELULinear(5, 7).requires_grad_(False), torch.randn(3, 5)
+    module(x)
+    module.weight.data.mul_(2)
+    assert_same_bits(module(x), fusedops.gelu_linear(x, module.weight, module.bias))
+
+
+def test_weights_may_be_tied_and_parametrised() -> None:
+    module = nn.utils.parametrizations.weight_norm(GELULinear(5, 7))
+    x = torch.randn(3, 5)
+    expected = fusedops.gelu_linear(x, module.weight, module.bias)
+    assert_same_bits(module(x).detach(), expected.detach())
+    module(x).sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+
+
+def test_functional_call() -> None:
+    module, x = GELULinear(5, 7), torch.randn(3, 5)
+    parameters = {name: p.detach() * 2 for name, p in module.named_parameters()}
+    y = torch.func.functional_call(module, parameters, (x,))
+    assert_same_bits(y, fusedops.gelu_linear(x, parameters["weight"], parameters["bias"]))
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def network(first: nn.Module, dtype: torch.dtype) -> nn.Sequential:
+    torch.manual_seed(5)
+    model = nn.Sequential(first, nn.Linear(9, 3)).to(dtype)
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.5)
+    return model
+
+
+# Each of five steps adds lr times a gradient: a sum of 16 products whose magnitudes add up to less
+# than 16, each within 8 eps of exact by the bounds of the ops; and rounds the weight once.
+@each_variant
+@each_save
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_training_is_that_of_linear_and_gelu(dtype: str, save: str, approximate: str) -> None:
+    kind = DTYPES[dtype]
+    activation: nn.Module = nn.GELU(approximate=approximate) if approximate != "quick" else _Quick()
+    theirs = network(nn.Sequential(nn.Linear(6, 9), activation), kind)
+    ours = network(GELULinear(6, 9, approximate=approximate, save=save), kind)
+    x, target = torch.randn(16, 6, dtype=kind), torch.randn(16, 3, dtype=kind)
+    for model in (ours, theirs):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        for _ in range(5):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x), target).backward()
+            optimizer.step()
+    bound = 5 * 8 * 16 * torch.finfo(kind).eps * 0.05
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        limit = torch.full_like(p, bound, dtype=torch.float64)
+        limit += 5 * torch.finfo(kind).eps * q.detach().double().abs()
+        assert_within(p.detach(), q.detach().double(), limit)
+
+
+class _Quick(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+@each_save
+def test_training_moves_every_parameter_under_autocast(save: str) -> None:
+    model = network(GELULinear(6, 9, save=save), torch.float32)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(torch.randn(16, 6)).square().mean()
+    loss.backward()
+    optimizer.step()
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert all((p != q).any() for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_compiled_module() -> None:
+    torch._dynamo.reset()
+    model, x = network(GELULinear(6, 9), torch.float32), torch.randn(4, 6)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=0)
+    grads = [torch.autograd.grad(m(x).sum(), [*model.parameters()]) for m in (compiled, model)]
+    torch.testing.assert_close(*grads)
