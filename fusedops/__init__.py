@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from fusedops import isa
+import torch as _torch  # noqa: F401 - first: the extension links to torch's libraries
 
-# Before _C: the kernels run on torch's threads, so torch is loaded first.
-from fusedops._library import ops as _ops  # noqa: F401
+from fusedops import isa
 from fusedops.ops import (
     gelu,
     gelu_linear,

@@ -266,6 +266,7 @@ LARGE: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_backward": lambda x: ops.gelu_backward(x, x, "tanh"),
     "gelu_linear": lambda x: fusedops.gelu_linear(x.view(-1, 256), x.view(-1, 256)[:300]),
     "gelu_linear-few": lambda x: fusedops.gelu_linear(x.view(-1, 1024)[:3], x.view(-1, 1024)),
+    "gelu_linear-some": lambda x: fusedops.gelu_linear(x.view(-1, 1024)[:60], x.view(-1, 1024)),
     "rope_unfused": lambda x: ops.rope_unfused(x, *_TABLE, None, 0, False, False, False),
 }
 _TABLE = angles(64, 32)

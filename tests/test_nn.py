@@ -91,6 +91,15 @@ def test_result_is_that_of_the_function(approximate: str) -> None:
     assert_same_bits(module(x).detach(), expected.detach())
 
 
+@pytest.mark.parametrize(("save", "kept"), [("preact", 1), ("none", 0)])
+def test_module_saves_what_it_is_told(save: str, kept: int) -> None:
+    module, x = GELULinear(5, 7, save=save), torch.randn(3, 5)
+    shapes: list[torch.Size] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(t.shape), lambda t: t):
+        module(x)
+    assert shapes.count(torch.Size((3, 7))) == kept
+
+
 def _saved_and_loaded(module: nn.Module) -> nn.Module:
     file = io.BytesIO()
     torch.save(module, file)

@@ -85,7 +85,9 @@ void check_ids(const Call& c, const View& ids, int64_t batch_stride, int64_t seq
   for (int64_t b = 0; b < batches; b++)
     for (int64_t s = 0; s < seq; s++) {
       const int64_t id = data[b * batch_stride + s * seq_stride];
-      if (id < -c.offset || id >= rows - c.offset)
+      // Unsigned, a sum below zero or past int64 is larger than any table.
+      if (static_cast<uint64_t>(id) + static_cast<uint64_t>(c.offset) >=
+          static_cast<uint64_t>(rows))
         fail(c.op, "position_ids + offset must be in [0, ", rows, ") but got ", id, " + ",
              c.offset);
     }
@@ -98,8 +100,8 @@ void check_positions(const Call& c, int64_t batch, int64_t seq) {
   if (!c.position_ids) {
     if (c.offset < 0) fail(c.op, "offset must not be negative but got ", c.offset);
     if (seq > 0 && c.offset > rows - seq)
-      fail(c.op, "the table must have at least offset + seq = ", c.offset + seq, " rows but got ",
-           rows);
+      fail(c.op, "the table must have at least offset + seq = ",
+           static_cast<uint64_t>(c.offset) + static_cast<uint64_t>(seq), " rows but got ", rows);
     return;
   }
   const View ids(*c.position_ids);
