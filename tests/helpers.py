@@ -36,14 +36,15 @@ def assert_refused(call: Callable[[], Any], message: str, *tensors: Tensor) -> N
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The code run by a fresh interpreter, outside the source tree."""
+    """The code run by a fresh interpreter in an empty folder."""
     package = Path(fusedops.__file__).parent.parent
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, "PYTHONPATH": str(package), **environment},
-        cwd=Path(tempfile.gettempdir()),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        return subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            env={**os.environ, "PYTHONPATH": str(package), **environment},
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )

@@ -12,6 +12,8 @@ import fusedops
 from fusedops import reference
 from fusedops.testing import DISTRIBUTIONS, DTYPES, SPECS, OpSpec, Sample
 
+pytestmark = pytest.mark.source
+
 ROOT = Path(__file__).resolve().parent.parent
 
 each_op = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)

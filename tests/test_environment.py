@@ -348,13 +348,13 @@ def test_forked_workers() -> None:
 def test_spawned_worker() -> None:
     done = python(
         """
-        import multiprocessing, torch, fusedops
+        import concurrent.futures, multiprocessing, torch, fusedops
         if __name__ == "__main__":
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                x = torch.randn(4, 8)
-                w = torch.randn(3, 8)
-                result = pool.apply(fusedops.gelu_linear, (x, w))
-            assert torch.equal(result, fusedops.gelu_linear(x, w))
+            context = multiprocessing.get_context("spawn")
+            x, w = torch.randn(4, 8), torch.randn(3, 8)
+            with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+                result = pool.submit(fusedops.gelu_linear, x, w).result()
+                assert torch.equal(result, fusedops.gelu_linear(x, w))
             print("equal")
         """
     )

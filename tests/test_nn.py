@@ -257,3 +257,44 @@ def test_compiled_module() -> None:
     torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=0)
     grads = [torch.autograd.grad(m(x).sum(), [*model.parameters()]) for m in (compiled, model)]
     torch.testing.assert_close(*grads)
+
+
+class _Block(nn.Module):
+    """A transformer block with grouped heads, packed projections and both in-place and pure ops."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.qkv, self.out = nn.Linear(32, 64), nn.Linear(32, 32)
+        self.up, self.down = GELULinear(32, 48, approximate="tanh"), nn.Linear(48, 32)
+        turns = torch.outer(torch.arange(40.0), 0.5 ** torch.arange(4.0))
+        self.cos, self.sin = nn.Buffer(turns.cos()), nn.Buffer(turns.sin())
+
+    def forward(self, x: Tensor, offset: int) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (-1, 8)).transpose(1, 2).split((4, 2, 2), 1)
+        turn = fusedops.rope_qk_ if self.in_place else fusedops.rope_qk
+        q, k = turn(q.clone(), k.clone(), self.cos, self.sin, offset=offset)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        x = x + self.out(mixed.transpose(1, 2).flatten(-2))
+        return x + self.down(self.up(fusedops.gelu(x)))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_blocks_under_the_default_compiler() -> None:
+    torch._dynamo.reset()
+    blocks = nn.ModuleList([_Block(in_place=True), _Block(in_place=False)])
+
+    def run(x: Tensor, offset: int) -> Tensor:
+        for block in blocks:
+            x = block(x, offset)
+        return x
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True)
+    for tokens, offset in ((6, 0), (7, 3)):
+        x = torch.randn(2, tokens, 32, requires_grad=True)
+        leaves = [x, *blocks.parameters()]
+        actual, expected = compiled(x, offset), run(x, offset)
+        torch.testing.assert_close(actual, expected)
+        grads, wanted = (torch.autograd.grad(y.square().sum(), leaves) for y in (actual, expected))
+        torch.testing.assert_close(grads, wanted, rtol=1e-4, atol=1e-4)

@@ -653,16 +653,16 @@ def test_raw_writing_op_refuses_to_be_recorded(op: str) -> None:
 
 # --- gradients ------------------------------------------------------------------------------------
 
-# Of x [2, 2, 3, 8] with 6 of 8 elements rotated: table shape, position_ids, offset.
+# Of x [2, 2, 3, 6] with 4 of 6 elements rotated: table shape, position_ids, offset.
 POSITIONED: dict[str, tuple[tuple[int, ...], list[Any] | None, int]] = {
-    "rows": ((4, 3), None, 0),
-    "offset": ((9, 3), None, 4),
-    "ids": ((4, 3), [1, 1, 0], 0),
-    "ids-shared": ((4, 3), [[3, 0, 3]], 0),
-    "ids-batch": ((5, 3), [[0, 0, 2], [2, 3, 0]], 1),
-    "ids-negative-offset": ((4, 3), [[2, 3, 4], [5, 2, 2]], -2),
-    "per-token": ((2, 3, 3), None, 0),
-    "per-token-shared": ((1, 3, 3), None, 0),
+    "rows": ((4, 2), None, 0),
+    "offset": ((9, 2), None, 4),
+    "ids": ((4, 2), [1, 1, 0], 0),
+    "ids-shared": ((4, 2), [[3, 0, 3]], 0),
+    "ids-batch": ((5, 2), [[0, 0, 2], [2, 3, 0]], 1),
+    "ids-negative-offset": ((4, 2), [[2, 3, 4], [5, 2, 2]], -2),
+    "per-token": ((2, 3, 2), None, 0),
+    "per-token-shared": ((1, 3, 2), None, 0),
     "nothing-rotated": ((4, 0), None, 0),
 }
 # layout, interleaved, conjugate: every value of one meets every value of the others.
@@ -683,7 +683,7 @@ def learned_call(
 ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
     """(x, cos, sin) in float64, all of which require grad, and the other arguments."""
     shape, positions, offset = POSITIONED[positioned]
-    x = torch.randn((2, 2, 3, 8) if batched else (2, 3, 8), dtype=torch.float64)
+    x = torch.randn((2, 2, 3, 6) if batched else (2, 3, 6), dtype=torch.float64)
     if options["layout"] == "bshd":
         x = x.transpose(-2, -3).contiguous()
     cos, sin = angles(*shape, dtype=torch.float64)
@@ -792,7 +792,8 @@ def _packed_heads(w: Tensor, *tables: Tensor) -> Tensor:
 
 def _packed_dim(w: Tensor, *tables: Tensor) -> Tensor:
     packed = torch.cat((w, w * 2, w * 3), -1)
-    q, k = packed[..., :6], packed[..., 6:12]
+    width = w.shape[-1]
+    q, k = packed[..., :width], packed[..., width : 2 * width]
     fusedops.rope_qk_(q, k, *tables)
     return packed.square()
 
@@ -839,8 +840,8 @@ WRITTEN = [
 
 @pytest.mark.parametrize("write", WRITTEN)
 def test_gradients_in_place(write: Callable[..., Tensor]) -> None:
-    w = torch.randn(2, 4, 3, 6, dtype=torch.float64, requires_grad=True)
-    tables = angles(5, 3, dtype=torch.float64)
+    w = torch.randn(1, 4, 3, 4, dtype=torch.float64, requires_grad=True)
+    tables = angles(5, 2, dtype=torch.float64)
     assert gradcheck(lambda w: write(w, *tables), (w,), check_forward_ad=True)
     assert gradgradcheck(lambda w: write(w, *tables), (w,))
 
@@ -1176,21 +1177,6 @@ def test_compiled_call_refuses_the_same(change: Change, message: str, dynamo: An
     with pytest.raises(RuntimeError) as caught:
         compiled(a)
     assert message in str(caught.value)
-
-
-@pytest.mark.slow
-def test_inductor(dynamo: Any) -> None:
-    w, (cos, sin) = x_of().requires_grad_(), angles(16, 4)
-
-    def train(w: Tensor) -> Tensor:
-        y = fusedops.rope(w * 2, cos, sin, offset=1)
-        fusedops.rope_(y, cos, sin)
-        q, k = fusedops.rope_qk(y, y[:, :1], cos, sin)
-        return (q * k).sum()
-
-    (expected,) = torch.autograd.grad(train(w), w)
-    (actual,) = torch.autograd.grad(torch.compile(train, fullgraph=True)(w), w)
-    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.slow
