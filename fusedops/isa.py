@@ -54,3 +54,6 @@ class use:
     ) -> None:
         """Go back to what was used before."""
         _C.isa_use(self._before)
+
+
+current()  # chosen here, at import: a FUSEDOPS_ISA that will not do is refused before any call

@@ -274,6 +274,7 @@ def test_missing_compiler(checkout: Path) -> None:
 
 
 @source
+@pytest.mark.slow
 def test_no_compiler_at_all(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     assert failed_build(checkout, PATH=str(checkout)) == (
@@ -282,6 +283,7 @@ def test_no_compiler_at_all(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @source
+@pytest.mark.slow
 def test_failing_compiler(checkout: Path) -> None:
     line = failed_build(checkout, CXX="false", MAX_JOBS="1")
     assert line == "fusedops: the compiler failed; its message stands above"
@@ -300,8 +302,8 @@ def test_old_torch(version: str, checkout: Path) -> None:
     ("module", "line"),
     [
         ("torch", "torch >= 2.10: pip install torch, then build with --no-build-isolation"),
-        ("pybind11", "pybind11: pip install pybind11"),
-        ("ninja", "ninja: pip install ninja"),
+        pytest.param("pybind11", "pybind11: pip install pybind11", marks=pytest.mark.slow),
+        pytest.param("ninja", "ninja: pip install ninja", marks=pytest.mark.slow),
     ],
 )
 def test_missing_module(module: str, line: str, checkout: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import EXTENSION_SUFFIXES
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +258,80 @@ def test_inference_tensors_outside(call: str) -> None:
     assert all(t.isfinite().all() for t in results(call, *given))
 
 
+# --- memory ---------------------------------------------------------------------------------------
+
+
+class _Mallinfo2(ctypes.Structure):
+    """Of glibc: what malloc has given out is uordblks."""
+
+    _fields_ = (
+        ("before", ctypes.c_size_t * 7),
+        ("uordblks", ctypes.c_size_t),
+        ("behind", ctypes.c_size_t * 2),
+    )
+
+
+def allocated() -> int:
+    """Bytes given out by malloc and not freed."""
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = _Mallinfo2
+    gc.collect()
+    return int(libc.mallinfo2().uordblks)
+
+
+@pytest.fixture
+def quick_collector() -> Iterator[None]:
+    """Garbage collection that looks at what is made from now on alone."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def refused() -> None:
+    x, cos, sin, _ = arguments()
+    with pytest.raises(RuntimeError, match="rotary_dim"):
+        fusedops.rope(x[..., :4], cos, sin)
+
+
+def trained(call: str) -> None:
+    x, *rest = arguments()
+    sum(t.sum() for t in results(call, x.requires_grad_() * 1, *rest)).backward()
+
+
+LEFT_BEHIND: dict[str, Callable[[], Any]] = {
+    **{name: lambda name=name: results(name, *arguments()) for name in CALLS},
+    **{
+        f"{name}-trained": lambda name=name: trained(name)
+        for name in ("rope", "rope_", "gelu_linear")
+    },
+    "positions": lambda: fusedops.rope(*arguments()[:3], torch.arange(5)),
+    "table-strided": lambda: fusedops.rope(*arguments()[:1], *(t.t() for t in angles(4, 16))),
+    "gelu-strided": lambda: fusedops.gelu(arguments()[0][..., ::2]),
+    "linear-strided": lambda: fusedops.linear(
+        arguments()[0].transpose(2, 3), torch.randn(6, 10)[:, ::2]
+    ),
+    "refused": refused,
+    "numpy": lambda: _C.gelu_linear(array(3, 4), array(5, 4)),
+}
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs mallinfo2 of glibc 2.33"
+)
+@pytest.mark.parametrize("call", LEFT_BEHIND)
+def test_calls_leave_no_memory_behind(call: str, quick_collector: None) -> None:
+    run, calls = LEFT_BEHIND[call], 80
+    held = []
+    for _ in range(4):
+        held.append(allocated())
+        for _ in range(calls):
+            run()
+    held.append(allocated())
+    # Caches that fill are no leak: that one grows in every round.
+    assert min(after - before for before, after in pairwise(held)) < 16 * calls
+
+
 # --- threads and processes ------------------------------------------------------------------------
 
 # Enough work for two threads of torch's pool.
@@ -421,7 +498,7 @@ def test_unsupported_name_is_refused() -> None:
 SHOW = "import fusedops; print(fusedops.isa.current())"
 
 
-@pytest.mark.parametrize("name", ["", "portable"])
+@pytest.mark.parametrize("name", [pytest.param("", marks=pytest.mark.slow), "portable"])
 def test_environment_chooses(name: str) -> None:
     done = python(SHOW, FUSEDOPS_ISA=name)
     expected = name or fusedops.isa.supported()[0]

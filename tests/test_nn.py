@@ -298,3 +298,11 @@ def test_blocks_under_the_default_compiler() -> None:
         torch.testing.assert_close(actual, expected)
         grads, wanted = (torch.autograd.grad(y.square().sum(), leaves) for y in (actual, expected))
         torch.testing.assert_close(grads, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_symbolic_trace() -> None:
+    layer = GELULinear(8, 4)
+    traced = torch.fx.symbolic_trace(layer)
+    x = torch.randn(3, 8)
+    assert [node.op for node in traced.graph.nodes].count("call_function") == 1
+    assert_same_bits(traced(x), layer(x))

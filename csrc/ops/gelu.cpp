@@ -19,7 +19,7 @@ bool same_strides(const View& a, const View& b) {
 }
 
 // empty_like keeps the strides of a tensor whose elements fill its memory, and only of such a one.
-Tensor gelu(const Tensor& x, const std::string& approximate) {
+Tensor gelu(const Tensor& x, const Text& approximate) {
   const View v(x);
   require_cpu("gelu", "x", x);
   const DType type = floating("gelu", "x", v);
@@ -35,7 +35,7 @@ Tensor gelu(const Tensor& x, const std::string& approximate) {
   return y;
 }
 
-Tensor gelu_backward(const Tensor& grad, const Tensor& x, const std::string& approximate) {
+Tensor gelu_backward(const Tensor& grad, const Tensor& x, const Text& approximate) {
   constexpr const char* op = "gelu_backward";
   const View g(grad), v(x);
   require_cpu(op, "x", x);

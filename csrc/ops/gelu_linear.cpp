@@ -12,7 +12,7 @@ namespace {
 constexpr const char* kOp = "gelu_linear";
 
 Tensor gelu_linear(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                   const std::string& approximate) {
+                   const Text& approximate) {
   const Activation act = activation_of(kOp, approximate);
   const LinearCall call(kOp, input, weight, bias);
   Tensor y = call.fresh_output();
@@ -22,7 +22,7 @@ Tensor gelu_linear(const Tensor& input, const Tensor& weight, const std::optiona
 
 std::tuple<Tensor, Tensor> gelu_linear_preact(const Tensor& input, const Tensor& weight,
                                               const std::optional<Tensor>& bias,
-                                              const std::string& approximate) {
+                                              const Text& approximate) {
   const Activation act = activation_of(kOp, approximate);
   const LinearCall call(kOp, input, weight, bias);
   Tensor y = call.fresh_output(), z = call.fresh_output();
@@ -47,7 +47,7 @@ void check_out(const LinearCall& call, const Tensor& input, const Tensor& weight
 }
 
 void gelu_linear_out(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                     const std::string& approximate, Tensor out) {
+                     const Text& approximate, Tensor out) {
   const Activation act = activation_of(kOp, approximate);
   const LinearCall call(kOp, input, weight, bias);
   const View y(out);

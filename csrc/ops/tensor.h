@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "../check.h"
 #include "../dtype.h"
@@ -14,6 +15,12 @@
 namespace fusedops {
 
 using torch::stable::Tensor;
+
+// A `str` argument. The header's conversion to std::string leaks the string it copies from.
+struct Text {
+  std::string text;
+  operator std::string_view() const { return text; }
+};
 
 inline const char* name_of(torch::headeronly::ScalarType type) {
   return torch::headeronly::toString(type);
@@ -65,3 +72,19 @@ Tensor empty_like_output(const Tensor& x, const View& v);
 void advise_huge_pages(void* data, int64_t bytes);
 
 }  // namespace fusedops
+
+namespace torch::stable::detail {
+template <>
+struct ToImpl<fusedops::Text> {
+  static fusedops::Text call(StableIValue value, uint64_t, bool) {
+    const StringHandle handle = to<StringHandle>(value);
+    size_t length = 0;
+    const char* data = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    fusedops::Text copy{{data, length}};
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return copy;
+  }
+};
+}  // namespace torch::stable::detail

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from fusedops.ops import gelu_linear
 
+torch.fx.wrap("gelu_linear")  # one node of a symbolic trace: a proxy has no device to look at
+
 
 class GELULinear(torch.nn.Linear):
     """``gelu(input @ weight.T + bias)``; parameters, initialisation and state_dict of nn.Linear.
