@@ -316,6 +316,7 @@ LEFT_BEHIND: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs mallinfo2 of glibc 2.33"
 )
@@ -534,6 +535,7 @@ def test_import_is_silent_light_and_starts_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_submodules_load_on_use() -> None:
     done = python(
         """
@@ -552,6 +554,7 @@ def test_submodules_load_on_use() -> None:
     assert done.stderr.splitlines()[-1] == last
 
 
+@pytest.mark.slow
 def test_extension_may_be_imported_first() -> None:
     done = python("import fusedops._C as c; print(c.isa_current())")
     assert (done.returncode, done.stderr) == (0, "")

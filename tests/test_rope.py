@@ -705,6 +705,7 @@ def test_gradients_of_x_and_learned_tables(positioned: str, options: dict[str, A
 
 
 # The formula of the backward is one for all positions but for how rows are added up.
+@pytest.mark.slow
 @pytest.mark.parametrize("positioned", ["offset", "ids-batch", "per-token", "per-token-shared"])
 @each_option
 def test_second_derivatives(positioned: str, options: dict[str, Any]) -> None:
@@ -729,6 +730,7 @@ def test_gradients_of_some_inputs_only(wanted: tuple[int, ...]) -> None:
 
 
 # A pair is two calls of rope: the options are the same ones.
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS[:2], ids=["bhsd", "bshd-pairs"])
 @pytest.mark.parametrize("positioned", ["ids-batch", "per-token"])
 def test_gradients_of_a_pair(positioned: str, options: dict[str, Any]) -> None:
@@ -1029,6 +1031,7 @@ def op_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", op_calls())
 def test_opcheck(call: str) -> None:
     op, arguments = op_calls()[call]
