@@ -10,12 +10,13 @@ STAMPS := $(VENV)/.stamps
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
 PYTEST := $(PY) -m pytest
+export FUSEDOPS_WERROR := 1
 
 # What the extension is made of. Directories count too: a removed file must rebuild as well.
 SOURCES := setup.py pyproject.toml $(shell find csrc metal 2>/dev/null)
 CXX_FILES = $(shell find csrc metal -name '*.h' -o -name '*.cpp' -o -name '*.metal' 2>/dev/null)
 
-.PHONY: help build test test-fast test-wheel demo lint format clean
+.PHONY: help build test test-fast test-wheel demo bars lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +35,9 @@ test-wheel: build $(STAMPS)/test $(STAMPS)/demo ## the fast lane on a wheel in a
 
 demo: build $(STAMPS)/demo ## the ladder verified and timed, and a real model with fusedops inside
 	$(PY) benchmarks/demo.py
+
+bars: build $(STAMPS)/demo ## the speed that must hold, each bar with its figure (a quiet machine)
+	$(PY) benchmarks/bars.py
 
 lint: $(STAMPS)/lint ## ruff, clang-format, mypy, typos: reports, changes nothing
 	$(VENV)/bin/ruff check

@@ -31,14 +31,16 @@ COMMON = [
     "-ffp-contract=off",
     "-fno-math-errno",
 ]
-# gcc 12's own AVX-512 headers trip -Wuninitialized.
+# gcc 12's own AVX-512 headers trip -Wuninitialized; clang does not know all of these names.
+# Warnings are errors in this repository's own builds (the Makefile says so), not in a user's.
 WARNINGS = [
     "-Wall",
     "-Wextra",
     "-Wshadow",
-    "-Werror",
     "-Wno-uninitialized",
     "-Wno-maybe-uninitialized",
+    "-Wno-unknown-warning-option",
+    *(["-Werror"] if os.environ.get("FUSEDOPS_WERROR") == "1" else []),
 ]
 KERNEL = ["-fno-exceptions", "-fno-rtti"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or is_transformed() or forward_ad._current_level >= 0:
         return False
     if torch.is_grad_enabled():
-        for t in tensors:  # a loop: any() over a generator costs 0.3 us
+        for t in tensors:  # a loop: cheaper than any() over a generator
             if t is not None and t.requires_grad:
                 return False
     return True
@@ -88,6 +88,8 @@ def register_write(name: str) -> None:
     PyTorch would take what is overwritten for unchanged, and its gradient for the upstream one.
     """
     op = getattr(ops, name)
+    aliases = [argument.alias_info for argument in op.default._schema.arguments]
+    written = [i for i, alias in enumerate(aliases) if alias is not None and alias.is_write]
 
     def autograd(*args: Any) -> None:
         tensors = [a for a in args if isinstance(a, Tensor)]
@@ -97,8 +99,11 @@ def register_write(name: str) -> None:
                 f"[{_public_name(name)}] torch.ops.fusedops.{name} must not be called where "
                 "autograd records (the functions of fusedops can be) but got such a call"
             )
+        targets = [args[i] for i in written]
+        _require_mode(targets)
         with torch._C._AutoDispatchBelowAutograd():
             op(*args)
+        _count_writes(targets)
 
     _library.impl(name, autograd, "Autograd")
 
@@ -109,10 +114,25 @@ def write(op: Callable[..., None], args: tuple[Any, ...], *targets: Tensor) -> N
     The count lets a backward that needs the overwritten values fail and not lie.
     """
     if torch.compiler.is_compiling():
-        op(*args)  # the compiler counts
-        return
-    with torch._C._AutoDispatchBelowAutograd():  # 3 us less than through its Autograd kernel
         op(*args)
+        return
+    _require_mode(targets)
+    with torch._C._AutoDispatchBelowAutograd():  # cheaper than through the op's Autograd kernel
+        op(*args)
+    _count_writes(targets)
+
+
+def _require_mode(targets: Sequence[Tensor]) -> None:
+    if not torch.is_inference_mode_enabled() and any(t.is_inference() for t in targets):
+        raise RuntimeError(
+            "[fusedops] an inference tensor must be written inside inference_mode but got a call "
+            "outside it"
+        )
+
+
+def _count_writes(targets: Sequence[Tensor]) -> None:
+    if torch.compiler.is_compiling():
+        return  # the compiler counts
     for t in targets:
         if not t.is_inference():
             torch.autograd.graph.increment_version(t)

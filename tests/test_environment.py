@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import re
 import sys
 import threading
 import warnings
@@ -256,6 +257,26 @@ def test_inference_tensors_outside(call: str) -> None:
     with torch.inference_mode():
         given = arguments()
     assert all(t.isfinite().all() for t in results(call, *given))
+
+
+BAD_ON_META: dict[str, tuple[Callable[[], Any], str]] = {
+    "linear": (lambda: fusedops.linear(meta(3, 4), meta(5, 7)), "K = 7 but got shape [3, 4]"),
+    "gelu": (lambda: fusedops.gelu(meta(3), approximate="erf"), "approximate must be"),
+    "gelu_linear": (lambda: fusedops.gelu_linear(meta(3, 4), meta(5)), "weight must have 2"),
+    "rope": (lambda: fusedops.rope(meta(1, 2, 100, 8), meta(16, 4), meta(16, 4)), "at least"),
+    "rope_": (lambda: fusedops.rope_(meta(4, 8), meta(16, 4), meta(16, 4)), "3 or 4 dimensions"),
+}
+
+
+def meta(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+@pytest.mark.parametrize("case", BAD_ON_META)
+def test_the_meta_device_checks(case: str) -> None:
+    call, message = BAD_ON_META[case]
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        call()
 
 
 # --- memory ---------------------------------------------------------------------------------------

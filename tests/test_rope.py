@@ -1409,3 +1409,29 @@ def test_result_larger_than_the_cache(interleaved: bool, isa: str) -> None:
     y = fusedops.rope(x, cos, sin, interleaved=interleaved)
     one = reference.rope(x[:1], cos, sin, interleaved=interleaved)
     assert torch.equal(y, one.expand_as(y))
+
+
+def test_learned_tables_of_x_without_batch_and_ids_with_one() -> None:
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    angle = torch.rand(16, 4, dtype=torch.float64)
+    ids = torch.tensor([[3, 1, 3, 0, 15]])
+    tables = [t.requires_grad_() for t in (angle.cos(), angle.sin())]
+    assert torch.autograd.gradcheck(lambda c, s: fusedops.rope(x, c, s, ids), tables)
+
+
+def test_a_write_through_the_raw_op_is_counted() -> None:
+    a = torch.randn(1, 1, 1, 8, requires_grad=True)
+    b = a.exp()
+    table = torch.ones(4, 4)
+    torch.ops.fusedops.rope_(b.detach(), table, table, None, 0, False, False, False)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        b.sum().backward()
+
+
+def test_an_inference_tensor_is_not_written_outside() -> None:
+    with torch.inference_mode():
+        x = torch.ones(1, 1, 1, 8)
+    table = torch.ones(4, 4)
+    with pytest.raises(RuntimeError, match="must be written inside inference_mode"):
+        fusedops.rope_(x, table, table)
+    assert torch.equal(x, torch.ones(1, 1, 1, 8))

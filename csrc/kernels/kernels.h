@@ -20,8 +20,7 @@ struct RopeArgs {
       sin_row;  // table row of a token: batch * cos_batch + position * cos_row
   int64_t id_batch, id_seq;
   int64_t offset;
-  // Set by run_rope:
-  int64_t block;
+  int64_t block;     // this and the next two are set by run_rope
   int64_t prefetch;  // bytes of x ahead of their use, 0: none
   bool stream;       // y is larger than the last cache: store around it
   bool wide_ids;     // position_ids are int64, else int32

@@ -14,7 +14,7 @@ struct LinearCall {
              const std::optional<Tensor>& bias);
 
   Tensor fresh_output() const;
-  // Fill y (and z): contiguous tensors of the result's shape.
+  // Fill y (and z): tensors of the result's shape whose rows lie one stride apart.
   void run(Activation act, const View& y, const View* z = nullptr) const;
   void run_into(Activation act, Tensor& out, const View& y) const;  // any strides
 

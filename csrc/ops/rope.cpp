@@ -1,5 +1,5 @@
-// rope, rope_out, rope_, rope_qk, rope_qk_ and rope_unfused: schemas, checks, threading, CPU
-// implementation.
+// rope, rope_out, rope_, rope_qk, rope_qk_, rope_qk_check and rope_unfused: schemas, checks,
+// threading, CPU implementation.
 #include <algorithm>
 #include <optional>
 #include <tuple>

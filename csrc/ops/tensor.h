@@ -60,9 +60,8 @@ DType floating(const char* op, const char* what, const View& v);
 void require_cpu(const char* op, const char* what, const Tensor& t);
 
 // Whether two elements of `v` share memory (a stride of 0, or strides that fold back), and whether
-// an element of `a` shares memory with one of `b`. Exact for views whose strides nest, which all
-// views made by slicing, transposing and splitting do; other layouts are taken to overlap when
-// their extents do.
+// an element of `a` shares memory with one of `b`. Exact for any strides where both have one
+// element size and lie a whole number of elements apart; else views overlap when their extents do.
 bool overlaps_itself(const View& v);
 bool overlap(const View& a, const View& b);
 bool same_elements(const View& a, const View& b);

@@ -110,7 +110,16 @@ def _backward_formula(grad: Tensor, x: Tensor, approximate: str) -> Tensor:
     return (grad.to(wide) * _derivative(x.to(wide), approximate)).to(x.dtype)
 
 
+def require_approximate(op: str, approximate: str) -> None:
+    """The op's check of its option, for calls that never reach it."""
+    if approximate not in ("none", "tanh", "quick"):
+        raise RuntimeError(
+            f"[{op}] approximate must be 'none', 'tanh' or 'quick' but got '{approximate}'"
+        )
+
+
 def _fake(x: Tensor, approximate: str) -> Tensor:
+    require_approximate("gelu", approximate)
     return torch.empty_like(x)
 
 

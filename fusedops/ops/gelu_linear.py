@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fusedops import _library, reference
 from fusedops._library import is_plain, is_transformed, ops
+from fusedops.ops.gelu import require_approximate
 from fusedops.ops.linear import autocast, gradients, require
 
 
@@ -45,6 +46,8 @@ def gelu_linear(
         Accumulated in float32 (float64 for float64), bias and GELU applied before the one rounding:
         |error| <= eps / 2 |y| + 1.13 (K + 1) eps32 (|input| @ |weight|.T + |bias|) + 4 ulp32(y),
         eps32 = 2^-24; 1.13 is the largest slope of GELU.
+        bfloat16 on an ISA with the pair dot product (``avx512bf16``) adds
+        2^-126 (sum |input| + sum |weight|) along K: the instruction takes subnormals as zero.
 
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415.
     """
@@ -60,7 +63,10 @@ def gelu_linear(
         return ops.gelu_linear_nograd(input, weight, bias, approximate)
     if is_transformed():
         return _formula(input, weight, bias, approximate)
-    if save == "preact" and torch.is_grad_enabled():
+    recorded = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (input, weight, bias)
+    )
+    if save == "preact" and recorded:
         return ops.gelu_linear_preact(input, weight, bias, approximate)[0]
     return ops.gelu_linear(input, weight, bias, approximate)
 
@@ -136,6 +142,8 @@ class _KeepPreactivation(torch.autograd.Function):
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+    require("gelu_linear", input, weight, bias)
+    require_approximate("gelu_linear", approximate)
     return input.new_empty((*input.shape[:-1], weight.shape[0]))
 
 
@@ -144,7 +152,7 @@ def _fake_preact(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake_written(*args: Any) -> None:
-    return None
+    _fake(*args[:-1])
 
 
 def _apply(*args: Any) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from fusedops import _library, reference
@@ -308,6 +309,8 @@ def _to_rows(tokens: Tensor, table: Tensor, position_ids: Tensor | None, offset:
         return torch.nn.functional.pad(
             tokens, (0, 0, offset, table.shape[0] - offset - tokens.shape[-2])
         )
+    if tokens.dim() == 2 and position_ids.dim() == 2:
+        position_ids = position_ids.squeeze(0)
     rows = (position_ids + offset).expand(tokens.shape[:-1]).reshape(-1)
     zeros = tokens.new_zeros(table.shape)
     return zeros.index_add(0, rows, tokens.reshape(-1, tokens.shape[-1]))
@@ -388,15 +391,22 @@ def _differentiable_qk(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor
 
 
 def _fake(x: Tensor, *rest: Any) -> Tensor:
+    # Sizes of a trace may be symbols, which a check would pin: there the kernel checks when it runs.
+    if not isinstance(x, FakeTensor):
+        _require(x, *rest[:5])
     return torch.empty_like(x)
 
 
 def _fake_qk(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q), torch.empty_like(k)
+    return _fake(q, *rest), _fake(k, *rest)
 
 
-def _fake_written(*args: Any) -> None:
-    return None
+def _fake_written(x: Tensor, *rest: Any) -> None:
+    _fake(x, *rest)
+
+
+def _fake_written_qk(q: Tensor, k: Tensor, *rest: Any) -> None:
+    _fake_qk(q, k, *rest)
 
 
 def _copy_formula(x: Tensor, *rest: Any) -> None:
@@ -430,8 +440,8 @@ for _name, _shape, _composed in (
     ("rope_qk", _fake_qk, _formula_qk),
     ("rope_qk_nograd", _fake_qk, _formula_qk),
     ("rope_", _fake_written, _copy_formula),
-    ("rope_qk_", _fake_written, _copy_formula_qk),
-    ("rope_qk_check", _fake_written, _check_formula_qk),
+    ("rope_qk_", _fake_written_qk, _copy_formula_qk),
+    ("rope_qk_check", _fake_written_qk, _check_formula_qk),
     ("rope_out", _fake_written, _out_formula),
 ):
     _library.register_fake(_name, _shape)

@@ -12,7 +12,7 @@ constexpr int dot_width(int rows) {
   return kVectorRegisters == 32 ? (rows < kDotRows ? 8 : 6) : (rows < kDotRows ? 6 : 4);
 }
 
-constexpr int64_t kAhead = 1024;  // bytes: w from memory gains 15% at 4 rows
+constexpr int64_t kAhead = 1024;  // bytes of w fetched before their use
 
 // c[i][j] (+)= sum over k of x[i][k] * w[j][k]; j past `cols` repeats the last row of w.
 template <class T, int Rows, int Width>

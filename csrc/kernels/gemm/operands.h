@@ -25,8 +25,7 @@ struct Operands {
 };
 
 // Two bf16 of k in a lane, x and w as they are stored. The dot product takes subnormal inputs and
-// sums as zero: an error of at most 2^-126 times the other factor, far below the rounding of the
-// result.
+// sums as zero: an error of at most 2^-126 times the other factor, which the ops' contracts name.
 template <class T>
 struct Operands<T, true> {
   using V = Vec<compute_t<T>>;
@@ -51,8 +50,8 @@ using operands_t = Operands<T, kInPairs<T>>;
 template <class T>
 constexpr bool kWidenX = sizeof(typename operands_t<T>::X) != sizeof(T);
 
-// Additions in a row to one accumulator. Short chains, added up, err less than one long chain: half
-// as much at k = 512, for 1% of the time. The rounding of a 16-bit result hides either.
+// Additions in a row to one accumulator. Short chains, added up, err less than one long chain;
+// the rounding of a 16-bit result hides either.
 template <class T>
 constexpr int64_t kChainSteps = sizeof(T) == 2 ? 1024 : 128;
 
