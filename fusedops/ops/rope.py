@@ -391,7 +391,7 @@ def _differentiable_qk(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor
 
 
 def _fake(x: Tensor, *rest: Any) -> Tensor:
-    # Sizes of a trace may be symbols, which a check would pin: there the kernel checks when it runs.
+    # Sizes of a trace may be symbols, which a check would pin: there the kernel checks, later.
     if not isinstance(x, FakeTensor):
         _require(x, *rest[:5])
     return torch.empty_like(x)
