@@ -18,6 +18,13 @@ torch.ops.load_library(Path(__file__).with_name(_NAME))
 
 ops: Any = torch.ops.fusedops
 _library = torch.library.Library("fusedops", "FRAGMENT")
+# What the ops take, as their errors name it.
+DTYPE_NAMES = {
+    torch.float32: "Float",
+    torch.float16: "Half",
+    torch.bfloat16: "BFloat16",
+    torch.float64: "Double",
+}
 _warned: set[tuple[str, str]] = set()
 
 
@@ -100,7 +107,7 @@ def register_write(name: str) -> None:
                 "autograd records (the functions of fusedops can be) but got such a call"
             )
         targets = [args[i] for i in written]
-        _require_mode(targets)
+        _require_mode(name, targets)
         with torch._C._AutoDispatchBelowAutograd():
             op(*args)
         _count_writes(targets)
@@ -116,17 +123,17 @@ def write(op: Callable[..., None], args: tuple[Any, ...], *targets: Tensor) -> N
     if torch.compiler.is_compiling():
         op(*args)
         return
-    _require_mode(targets)
+    _require_mode(op.__name__, targets)
     with torch._C._AutoDispatchBelowAutograd():  # cheaper than through the op's Autograd kernel
         op(*args)
     _count_writes(targets)
 
 
-def _require_mode(targets: Sequence[Tensor]) -> None:
+def _require_mode(op: str, targets: Sequence[Tensor]) -> None:
     if not torch.is_inference_mode_enabled() and any(t.is_inference() for t in targets):
         raise RuntimeError(
-            "[fusedops] an inference tensor must be written inside inference_mode but got a call "
-            "outside it"
+            f"[{_public_name(op)}] an inference tensor must be written inside inference_mode "
+            "but got a call outside it"
         )
 
 

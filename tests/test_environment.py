@@ -264,7 +264,18 @@ BAD_ON_META: dict[str, tuple[Callable[[], Any], str]] = {
     "gelu": (lambda: fusedops.gelu(meta(3), approximate="erf"), "approximate must be"),
     "gelu_linear": (lambda: fusedops.gelu_linear(meta(3, 4), meta(5)), "weight must have 2"),
     "rope": (lambda: fusedops.rope(meta(1, 2, 100, 8), meta(16, 4), meta(16, 4)), "at least"),
-    "rope_": (lambda: fusedops.rope_(meta(4, 8), meta(16, 4), meta(16, 4)), "3 or 4 dimensions"),
+    "rope_": (
+        lambda: fusedops.rope_(meta(4, 8), meta(16, 4), meta(16, 4)),
+        "[rope_] x must have 3",
+    ),
+    "rope_qk": (
+        lambda: fusedops.rope_qk(meta(1, 5, 8), meta(4, 8), meta(16, 4), meta(16, 4)),
+        "[rope_qk] k must have 3 or 4 dimensions",
+    ),
+    "out": (
+        lambda: fusedops.rope(meta(1, 5, 8), meta(16, 4), meta(16, 4), out=meta(1, 5, 6)),
+        "[rope] out must have x's shape",
+    ),
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusedops import _library, reference
-from fusedops._library import is_plain, is_transformed, ops
+from fusedops._library import DTYPE_NAMES, is_plain, is_transformed, ops
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -66,14 +66,6 @@ def gradients(
     return to_input, to_weight, to_bias
 
 
-_DTYPES = {
-    torch.float32: "Float",
-    torch.float16: "Half",
-    torch.bfloat16: "BFloat16",
-    torch.float64: "Double",
-}
-
-
 def require(op: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """The op's checks of dtypes and sizes, for calls that never reach it.
 
@@ -88,15 +80,15 @@ def require(op: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> None
         return f"shape {[*t.shape]}"
 
     floating = "input must be float32, float16, bfloat16 or float64"
-    need(input.dtype in _DTYPES, floating, input.dtype)
-    own = f"must have input's dtype {_DTYPES[input.dtype]}"
-    need(weight.dtype == input.dtype, f"weight {own}", _DTYPES.get(weight.dtype, weight.dtype))
+    need(input.dtype in DTYPE_NAMES, floating, input.dtype)
+    own = f"must have input's dtype {DTYPE_NAMES[input.dtype]}"
+    need(weight.dtype == input.dtype, f"weight {own}", DTYPE_NAMES.get(weight.dtype, weight.dtype))
     need(input.dim() > 0, "input must have at least 1 dimension", shape(input))
     need(weight.dim() == 2, "weight must have 2 dimensions [N, K]", shape(weight))
     last = f"input's last dimension must be weight's K = {weight.shape[1]}"
     need(input.shape[-1] == weight.shape[1], last, shape(input))
     if bias is not None:
-        need(bias.dtype == input.dtype, f"bias {own}", _DTYPES.get(bias.dtype, bias.dtype))
+        need(bias.dtype == input.dtype, f"bias {own}", DTYPE_NAMES.get(bias.dtype, bias.dtype))
         fits = bias.dim() == 1 and bias.shape[0] == weight.shape[0]
         need(fits, f"bias must be [N] = [{weight.shape[0]}]", shape(bias))
 

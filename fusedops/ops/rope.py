@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from fusedops import _library, reference
-from fusedops._library import is_plain, is_transformed, ops
+from fusedops._library import DTYPE_NAMES, is_plain, is_transformed, ops
 
 _LAYOUTS = ("bhsd", "bshd")
 
@@ -165,8 +166,11 @@ def _formula(
     bshd: bool,
     interleaved: bool,
     conjugate: bool,
+    *,
+    op: str = "rope",
+    name: str = "x",
 ) -> Tensor:
-    _require(x, cos, sin, position_ids, offset, bshd)
+    _require(op, name, x, cos, sin, position_ids, offset, bshd)
     return reference.rope(
         x,
         cos,
@@ -179,20 +183,19 @@ def _formula(
     )
 
 
-def _formula_qk(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return _formula(q, *rest), _formula(k, *rest)
-
-
-_DTYPES = {
-    torch.float32: "Float",
-    torch.float16: "Half",
-    torch.bfloat16: "BFloat16",
-    torch.float64: "Double",
-}
+def _formula_qk(q: Tensor, k: Tensor, *rest: Any, op: str = "rope_qk") -> tuple[Tensor, Tensor]:
+    return _formula(q, *rest, op=op, name="q"), _formula(k, *rest, op=op, name="k")
 
 
 def _require(
-    x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None, offset: int, bshd: bool
+    op: str,
+    name: str,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None,
+    offset: int,
+    bshd: bool,
 ) -> None:
     """The op's checks of dtypes and sizes, for calls that never reach it.
 
@@ -201,17 +204,17 @@ def _require(
 
     def need(met: bool, requirement: str, got: Any) -> None:
         if not met:
-            raise RuntimeError(f"[rope] {requirement} but got {got}")
+            raise RuntimeError(f"[{op}] {requirement} but got {got}")
 
-    floating = "x must be float32, float16, bfloat16 or float64"
-    need(x.dtype in _DTYPES, floating, x.dtype)
+    floating = f"{name} must be float32, float16, bfloat16 or float64"
+    need(x.dtype in DTYPE_NAMES, floating, x.dtype)
     axes = "([S, H, D] or [B, S, H, D])" if bshd else "([H, S, D] or [B, H, S, D])"
-    ranks = f"x must have 3 or 4 dimensions {axes}"
+    ranks = f"{name} must have 3 or 4 dimensions {axes}"
     need(x.dim() in (3, 4), ranks, f"shape {[*x.shape]}")
     batch, seq = x.shape[0] if x.dim() == 4 else 1, x.shape[-3 if bshd else -2]
     need(cos.dtype == sin.dtype, "cos and sin must have one dtype", f"{cos.dtype} and {sin.dtype}")
-    own = f"cos and sin must be Float or of x's dtype {_DTYPES[x.dtype]}"
-    need(cos.dtype in (x.dtype, torch.float32), own, _DTYPES.get(cos.dtype, cos.dtype))
+    own = f"cos and sin must be Float or of {name}'s dtype {DTYPE_NAMES[x.dtype]}"
+    need(cos.dtype in (x.dtype, torch.float32), own, DTYPE_NAMES.get(cos.dtype, cos.dtype))
     shapes = "cos must be [positions, rotary_dim / 2] or [batch, seq, rotary_dim / 2]"
     need(cos.dim() in (2, 3), shapes, f"shape {[*cos.shape]}")
     both = f"{[*cos.shape]} and {[*sin.shape]}"
@@ -348,7 +351,7 @@ def _write(op: str, targets: tuple[Tensor, ...], rest: tuple[Any, ...]) -> None:
         _library.write(getattr(ops, op), (*targets, *rest), *targets)
     elif compiling or is_transformed() or forward_ad._current_level >= 0:
         # copy_ is what the compiler, the transforms and forward-mode duals follow.
-        turn = ops.rope if compiling else _formula
+        turn = ops.rope if compiling else functools.partial(_formula, op=op)
         rotated = [turn(target, *rest) for target in targets]  # all, before the first write
         for target, result in zip(targets, rotated, strict=True):
             target.copy_(result)
@@ -390,46 +393,55 @@ def _differentiable_qk(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor
     return ops.rope(q, *rest), ops.rope(k, *rest)
 
 
-def _fake(x: Tensor, *rest: Any) -> Tensor:
+def _fake(x: Tensor, *rest: Any, op: str = "rope", name: str = "x") -> Tensor:
     # Sizes of a trace may be symbols, which a check would pin: there the kernel checks, later.
     if not isinstance(x, FakeTensor):
-        _require(x, *rest[:5])
+        _require(op, name, x, *rest[:5])
     return torch.empty_like(x)
 
 
-def _fake_qk(q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return _fake(q, *rest), _fake(k, *rest)
+def _fake_qk(q: Tensor, k: Tensor, *rest: Any, op: str = "rope_qk") -> tuple[Tensor, Tensor]:
+    return _fake(q, *rest, op=op, name="q"), _fake(k, *rest, op=op, name="k")
 
 
 def _fake_written(x: Tensor, *rest: Any) -> None:
-    _fake(x, *rest)
+    _fake(x, *rest, op="rope_")
 
 
 def _fake_written_qk(q: Tensor, k: Tensor, *rest: Any) -> None:
-    _fake_qk(q, k, *rest)
+    _fake_qk(q, k, *rest, op="rope_qk_")
+
+
+def _fake_out(x: Tensor, *rest: Any) -> None:
+    _fake(x, *rest)
+    _require_out(x, rest[-1])
 
 
 def _copy_formula(x: Tensor, *rest: Any) -> None:
-    x.copy_(_formula(x, *rest))
+    x.copy_(_formula(x, *rest, op="rope_"))
 
 
 def _copy_formula_qk(q: Tensor, k: Tensor, *rest: Any) -> None:
-    rotated = _formula_qk(q, k, *rest)
+    rotated = _formula_qk(q, k, *rest, op="rope_qk_")
     q.copy_(rotated[0])
     k.copy_(rotated[1])
 
 
 def _check_formula_qk(q: Tensor, k: Tensor, *rest: Any) -> None:
-    for x in (q, k):
-        _require(x, *rest[:5])
+    for name, x in (("q", q), ("k", k)):
+        _require("rope_qk_", name, x, *rest[:5])
 
 
-def _out_formula(x: Tensor, *rest: Any) -> None:
-    *rest_of_call, out = rest
+def _require_out(x: Tensor, out: Tensor) -> None:
     for attribute in ("dtype", "shape"):  # copy_ would convert and broadcast
         got, expected = getattr(out, attribute), getattr(x, attribute)
         if got != expected:
             raise RuntimeError(f"[rope] out must have x's {attribute} {expected} but got {got}")
+
+
+def _out_formula(x: Tensor, *rest: Any) -> None:
+    *rest_of_call, out = rest
+    _require_out(x, out)
     out.copy_(_formula(x, *rest_of_call))
 
 
@@ -442,7 +454,7 @@ for _name, _shape, _composed in (
     ("rope_", _fake_written, _copy_formula),
     ("rope_qk_", _fake_written_qk, _copy_formula_qk),
     ("rope_qk_check", _fake_written_qk, _check_formula_qk),
-    ("rope_out", _fake_written, _out_formula),
+    ("rope_out", _fake_out, _out_formula),
 ):
     _library.register_fake(_name, _shape)
     _library.register_fallback(_name, _composed)
