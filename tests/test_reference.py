@@ -39,7 +39,7 @@ def test_float64_gelu_is_accurate_in_the_tail(x: float, approximate: str) -> Non
     expected = exact_gelu(x, approximate)
     actual = reference.gelu(torch.tensor(x, dtype=torch.float64), approximate=approximate).item()
     # The argument of erfc, or v of the sigmoid, is rounded a few times; the logarithm of the result
-    # moves by x^2, |v| or 2.5 |v| times that (testing.py). The smallest float64 is 2^-1074.
+    # moves by x^2, |v| or 2.5 |v| times that (testing/bounds.py). The smallest float64 is 2^-1074.
     v = {"none": x, "tanh": 2.5 * 1.596 * (1 + 0.044715 * x * x), "quick": 1.702}
     slope = {variant: abs(x * factor) for variant, factor in v.items()}
     bound = (4 + slope[approximate]) * 2.0**-52 * abs(expected) + 2 * mpmath.mpf(2) ** -1074

@@ -1,0 +1,144 @@
+"""How far an element of a result may be from the true one.
+
+Every bound is ``k * eps * scale_i`` with k and scale_i derived in the docstring of its function.
+Notation there: eps = finfo.eps of the type that is computed in (float32, or float64 for float64),
+u = eps / 2 the largest relative error of one rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fusedops import reference
+from fusedops.testing.errors import ulp, wide_dtype
+from fusedops.testing.samples import Call
+
+__all__ = ["Bound", "gelu_bound", "gelu_linear_bound", "linear_bound", "rope_bound"]
+
+# The bound of every element of every output of a call, in float64. stepwise: of an implementation
+# that stores what eager would store between its steps in the dtype of the call (ladder rungs).
+Bound = Callable[[Call, bool], tuple[Tensor, ...]]
+
+
+def _rounded(value: Tensor, error: Tensor, dtype: torch.dtype) -> Tensor:
+    """The error after rounding a float32 value to a narrower dtype: half an ulp of that more."""
+    if dtype.itemsize >= 4:
+        return error  # the rounding of the last operation, which every bound has counted
+    return error + 0.5 * ulp(value.abs() + error, dtype)
+
+
+def rope_bound(call: Call, stepwise: bool = False) -> tuple[Tensor, ...]:
+    """``eps * scale``, scale = |x1 c| + |x2 s|, then half an ulp for float16 and bfloat16.
+
+    y1 = x1 c - x2 s: each product errs by u of itself, together u * scale; their difference rounds
+    by u |y| <= u * scale (1 + u). The sum is eps * scale (1 + u); 1.01 covers the second order.
+    Products that underflow err by half of the smallest number each. Elements past rotary_dim are
+    copied: their bound is 0. In float64 the oracle errs as much itself: twice the bound. Stepwise
+    changes nothing: eager rope holds its steps in float32 too.
+    """
+    oracle = call.map(lambda t: t.to(torch.float64))
+    *xs, cos, sin, position_ids = oracle.args
+    assert cos is not None
+    assert sin is not None
+    info = torch.finfo(wide_dtype(call.dtype))
+    k = 2.02 if call.dtype == torch.float64 else 1.01
+    bounds = []
+    for x in xs:
+        assert x is not None
+        first = reference.rope(x.abs(), cos.abs(), 0.0 * sin, position_ids, **call.kwargs)
+        second = reference.rope(x.abs(), 0.0 * cos, sin.abs(), position_ids, **call.kwargs)
+        error = k * info.eps * (first + second.abs()) + info.smallest_normal * info.eps
+        exact = reference.rope(x, cos, sin, position_ids, **call.kwargs)
+        bound = _rounded(exact, error, call.dtype)
+        bound[..., 2 * cos.shape[-1] :] = 0.0
+        bounds.append(bound)
+    return tuple(bounds)
+
+
+def _linear_error(call: Call, stepwise: bool) -> tuple[Tensor, Tensor]:
+    """The exact result and the error of a sum of products accumulated in float32 (float64).
+
+    scale = sum |x||w| + |b|. n = K + 2 roundings (K sums, the bias, products where there is no
+    FMA) err by at most n u * scale in any order (Higham 2002, section 3.1). Roundings that do not
+    conspire add up like sqrt(n) (Higham and Mary 2019): 4 sqrt(n) u * scale is seven standard
+    deviations of n errors uniform in [-u, u] of a full scale. k is the smaller of n and 4 sqrt(n),
+    in units of u. Below that, a product that underflows errs by half of the smallest number, and
+    for bfloat16 the dot-product instruction takes subnormal inputs, sums and results as zero. In
+    float64 the oracle errs as much itself: twice the bound. Stepwise, the result is rounded before
+    and after the bias, as torch does it for some strides.
+    """
+    x, weight, bias = call.map(lambda t: t.to(torch.float64)).args
+    assert x is not None
+    assert weight is not None
+    scale = reference.linear(x.abs(), weight.abs(), None if bias is None else bias.abs())
+    info, depth = torch.finfo(wide_dtype(call.dtype)), x.shape[-1]
+    k = min(depth + 2.0, 4.0 * math.sqrt(depth + 2.0))
+    if call.dtype == torch.float64:
+        k *= 2.0
+    error = k * (info.eps / 2.0) * scale + (depth + 1) * info.smallest_normal * info.eps
+    if call.dtype == torch.bfloat16:
+        flushed = x.abs().sum(-1, keepdim=True) + weight.abs().sum(-1) + depth + 2
+        error = error + info.smallest_normal * flushed
+    exact = reference.linear(x, weight, bias)
+    if stepwise:
+        error = _rounded(
+            exact, _rounded(reference.linear(x, weight), error, call.dtype), call.dtype
+        )
+    return exact, torch.where(exact.isfinite(), error, 0.0)
+
+
+def linear_bound(call: Call, stepwise: bool = False) -> tuple[Tensor, ...]:
+    """The error of the sum (``_linear_error``), then half an ulp for float16 and bfloat16."""
+    exact, error = _linear_error(call, stepwise)
+    return (_rounded(exact, error, call.dtype),)
+
+
+def _gelu_error(x: Tensor, y: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
+    """The error of y = gelu(x) in the type that dtype is computed in: 4 ulp, plus conditioning.
+
+    ``none`` in float32: 4 ulp of the true result, the smallest number included. The others evaluate
+    x sigmoid(v): a relative error d in v moves the result by |v| sigmoid(-v) d. v = 1.702 x has a
+    rounded constant and a rounded product, d = eps; v = 2u(x) has two constants and three
+    operations, each at most u: d = 2.5 eps. ``none`` in float64 evaluates erfc(-x / sqrt 2), where
+    d = eps moves the result by x^2 d, and what x multiplies may be subnormal, off by the smallest
+    number; all of it twice, as in rope.
+    """
+    compute = wide_dtype(dtype)
+    eps = torch.finfo(compute).eps
+    if approximate == "quick":
+        v = 1.702 * x
+        conditioning = v.abs() * torch.sigmoid(-v)
+    elif approximate == "tanh":
+        v = 2.0 * math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)
+        conditioning = 2.5 * v.abs() * torch.sigmoid(-v)
+    else:
+        conditioning = x * x if dtype == torch.float64 else torch.zeros_like(x)
+    error = 4.0 * ulp(y, compute) + torch.where(y == 0, 0.0, conditioning * eps * y.abs())
+    if dtype == torch.float64:
+        smallest = torch.finfo(dtype).smallest_normal * eps
+        error = 2.0 * (error + smallest * x.abs().clamp_max(500.0))  # from -438 on all are 0
+    return error
+
+
+def gelu_bound(call: Call, stepwise: bool = False) -> tuple[Tensor, ...]:
+    """4 ulp in float32 and the conditioning of ``_gelu_error``, then half an ulp if narrower."""
+    x = call.tensors[0].to(torch.float64)
+    y = reference.gelu(x, **call.kwargs)
+    return (_rounded(y, _gelu_error(x, y, call.kwargs["approximate"], call.dtype), call.dtype),)
+
+
+def gelu_linear_bound(call: Call, stepwise: bool = False) -> tuple[Tensor, ...]:
+    """1.13 times the error of the sum, the error of gelu, half an ulp for float16 and bfloat16.
+
+    No variant of gelu is steeper than 1.13 (1.129 at x = 1.41 for none, 1.130 for tanh, 1.100 for
+    quick).
+    """
+    exact, error = _linear_error(call, stepwise)
+    y = reference.gelu(exact, **call.kwargs)
+    error = 1.13 * error
+    error = error + _gelu_error(exact, y.abs() + error, call.kwargs["approximate"], call.dtype)
+    return (_rounded(y, error, call.dtype),)

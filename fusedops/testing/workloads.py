@@ -1,0 +1,293 @@
+"""The shapes of real models by name, random shapes for sweeps, and the speed that must hold.
+
+A name is ``<model>/<phase>``; sizes are those of the models' published configurations. decode-8 is
+a batch of 8 sequences, each at a position of its own. Llama and Qwen gate with SiLU, so of their
+MLPs only the matmul is here, under ``linear``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from fusedops.testing.samples import Gelu, Linear, Rope
+
+__all__ = [
+    "GELU_BENCH",
+    "GELU_LINEAR_BARS",
+    "GELU_LINEAR_BENCH",
+    "LINEAR_BENCH",
+    "ROPE_BARS",
+    "ROPE_BENCH",
+    "ROPE_QK_BARS",
+    "ROPE_QK_BENCH",
+    "Bar",
+    "random_gelu",
+    "random_linear",
+    "random_rope",
+    "random_rope_qk",
+]
+
+# --- shapes of models ---------------------------------------------------------------------------
+
+
+def _attention(
+    model: str,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    rotary: int | None = None,
+    interleaved: bool = False,
+    layout: str = "bhsd",
+) -> Iterator[Rope]:
+    """The q and k of one attention layer in every phase."""
+
+    def phase(name: str, batch: int, tokens: int) -> Rope:
+        shape = (batch, heads, tokens, dim)
+        return Rope(
+            f"{model}/{name}",
+            shape,
+            kv_heads=kv_heads,
+            rotary=rotary,
+            interleaved=interleaved,
+            layout=layout,
+        )
+
+    yield phase("prefill-512", 1, 512)
+    yield phase("prefill-2048", 1, 2048)
+    yield replace(phase("decode", 1, 1), offset=2047)
+    yield replace(phase("decode-8", 8, 1), positions=(torch.int64, "BS"), spare=2048)
+    yield phase("train", 4, 512)
+
+
+ROPE_QK_BENCH = (
+    *_attention("llama-3-8b", 32, 8, 128),
+    *_attention("qwen2.5-7b", 28, 4, 128),
+    *_attention("qwen2.5-0.5b", 14, 2, 64),
+    *_attention("gpt-neox-20b", 64, 64, 96, rotary=24),
+    *_attention("gpt-j-6b", 16, 16, 256, rotary=64, interleaved=True, layout="bshd"),
+    *_attention("phi-2", 32, 32, 80, rotary=32),
+    *_attention("gemma-2b", 8, 1, 256),
+)
+
+# The queries alone, and what has no keys.
+ROPE_BENCH = (
+    Rope("article/rope", (1, 32, 2048, 128)),
+    Rope("small/decode", (1, 8, 1, 64), offset=2047),
+    *(replace(sample, kv_heads=None) for sample in ROPE_QK_BENCH),
+    Rope("qwen2.5-7b/float32-tables", (1, 28, 1024, 128), table_dtype="f32"),
+)
+
+
+def _decoder(
+    model: str, k: int, n: int, approximate: str | None, bias: bool = True, large: bool = False
+) -> Iterator[Linear]:
+    """An MLP of a decoder in every phase; of a large one, only what streams its weights."""
+
+    def phase(name: str, *lead: int) -> Linear:
+        return Linear(f"{model}/{name}", lead, k, n, bias=bias, approximate=approximate)
+
+    yield phase("decode", 1, 1)
+    yield phase("decode-8", 8, 1)
+    yield phase("prefill-512", 1, 512)
+    if not large:
+        yield phase("prefill-2048", 1, 2048)
+        yield phase("train", 4, 512)
+
+
+def _encoder(
+    model: str, k: int, n: int, approximate: str, **phases: tuple[int, ...]
+) -> Iterator[Linear]:
+    for name, lead in phases.items():
+        yield Linear(f"{model}/{name.replace('_', '-')}", lead, k, n, approximate=approximate)
+
+
+_FEW_ROWS = tuple(
+    Linear(f"small/{m}-rows-{k}", (m,), k, n, approximate="none")
+    for k, n in ((1024, 4096), (768, 3072))
+    for m in (1, 4, 16)
+)
+
+GELU_LINEAR_BENCH = (
+    Linear("article/gelu_linear", (2048,), 4096, 4096, approximate="none"),
+    Linear("small/gelu_linear", (64,), 256, 256, approximate="none"),
+    *_FEW_ROWS,
+    *_encoder("all-minilm-l6", 384, 1536, "none", batch_8x128=(8, 128)),
+    Linear("bert-base/128", (1, 128), 768, 3072, approximate="none"),
+    *_encoder("bert-base", 768, 3072, "none", train=(16, 128)),
+    Linear("bert-large/512", (1, 512), 1024, 4096, approximate="none"),
+    *_encoder("bert-large", 1024, 4096, "none", train=(4, 512)),
+    *_encoder("vit-b-16", 768, 3072, "none", image=(1, 197), batch_8=(8, 197), train=(16, 197)),
+    *_encoder("vit-l-16", 1024, 4096, "none", batch_8=(8, 197)),
+    *_encoder("clip-vit-l-14", 1024, 4096, "quick", image=(1, 257), train=(8, 257)),
+    *_encoder("whisper-base", 512, 2048, "none", encoder=(1, 1500), decode_8=(8, 1)),
+    *_encoder("whisper-large-v3", 1280, 5120, "none", encoder=(1, 1500), decode=(1, 1)),
+    *_decoder("pythia-410m", 1024, 4096, "none"),
+    *_decoder("gpt-neox-20b", 6144, 24576, "none", large=True),
+    *_decoder("phi-2", 2560, 10240, "tanh"),
+    *_decoder("gemma-2b", 2048, 16384, "tanh", bias=False),
+)
+LINEAR_BENCH = (
+    *(replace(sample, approximate=None) for sample in GELU_LINEAR_BENCH),
+    *_decoder("llama-3-8b", 4096, 14336, None, bias=False, large=True),
+    *_decoder("qwen2.5-7b", 3584, 18944, None, bias=False, large=True),
+    *_decoder("qwen2.5-0.5b", 896, 4864, None, bias=False),
+)
+GELU_BENCH = (
+    Gelu("article/gelu", (2048, 4096)),
+    Gelu("bert-base/128", (1, 128, 3072)),
+    Gelu("clip-vit-l-14/image", (1, 257, 4096), approximate="quick"),
+    Gelu("phi-2/prefill-2048", (1, 2048, 10240), approximate="tanh"),
+    Gelu("phi-2/decode", (1, 1, 10240), approximate="tanh"),
+    Gelu("phi-2/decode-8", (8, 1, 10240), approximate="tanh"),
+)
+
+# --- random shapes ------------------------------------------------------------------------------
+
+
+def _one_of(g: torch.Generator, choices: Sequence[int]) -> int:
+    return choices[int(torch.randint(len(choices), (), generator=g))]
+
+
+def _size(g: torch.Generator, low: int, high: int) -> int:
+    """Log-uniform in [low, high]: in equal parts a prime, a round number, anything."""
+    exponent = float(torch.rand((), generator=g)) * math.log(high / low)
+    size = min(high, round(low * math.exp(exponent)))
+    kind = _one_of(g, (0, 1, 2))
+    if kind == 0:
+        return next((n for n in range(size, low - 1, -1) if _is_prime(n)), size)
+    if kind == 1:
+        return size // 64 * 64 if size >= 64 else 1 << (size.bit_length() - 1)
+    return size
+
+
+def _is_prime(n: int) -> bool:
+    return n > 1 and all(n % d for d in range(2, math.isqrt(n) + 1))
+
+
+def random_rope_qk(g: torch.Generator) -> Rope:
+    """Real models' head counts and dims, from 1 to 32768 tokens, at most 16 Mi elements of q."""
+    heads, kv_heads = ((32, 8), (28, 4), (14, 2), (64, 64), (16, 16), (8, 1), (12, 12), (1, 1))[
+        _one_of(g, range(8))
+    ]
+    dim = _one_of(g, (20, 64, 80, 92, 96, 128, 256))
+    batch = _one_of(g, (1, 1, 1, 2, 8))
+    tokens = min(_size(g, 1, 32768), max(1, 2**24 // (batch * heads * dim)))
+    rotary = _one_of(g, (dim, dim, dim // 4 * 2))
+    layout = ("bhsd", "bshd")[_one_of(g, (0, 1))]
+    interleaved = bool(_one_of(g, (0, 1)))
+    order = "interleaved" if interleaved else "half"
+    return Rope(
+        f"random/{layout}-{order}-{batch}-{heads}-{kv_heads}-{tokens}-{dim}-{rotary}",
+        (batch, heads, tokens, dim),
+        kv_heads=kv_heads,
+        rotary=rotary,
+        layout=layout,
+        interleaved=interleaved,
+        offset=_one_of(g, (0, 7)),
+    )
+
+
+def random_rope(g: torch.Generator) -> Rope:
+    """The queries of ``random_rope_qk``."""
+    return replace(random_rope_qk(g), kv_heads=None)
+
+
+def random_linear(g: torch.Generator, approximate: str | None = None) -> Linear:
+    """Up to 4096 rows, K and N from 8 to 8192, at most 2^35 flops."""
+    k, n = _size(g, 8, 8192), _size(g, 8, 8192)
+    m = min(_size(g, 1, 4096), max(1, 2**34 // (k * n)))
+    bias = bool(_one_of(g, (0, 1, 1)))
+    name = f"random/{m}-{k}-{n}{'' if bias else '-no-bias'}"
+    return Linear(name, (m,), k, n, bias=bias, approximate=approximate)
+
+
+def random_gelu(g: torch.Generator) -> Gelu:
+    """Up to 4 Mi elements."""
+    rows, columns = _size(g, 1, 1024), _size(g, 1, 4096)
+    return Gelu(f"random/{rows}-{columns}", (rows, columns))
+
+
+# --- speed that must hold -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What the op must reach on one of its bench shapes; ``fusedops bench --bars`` checks it.
+
+    kind: ``faster``: times faster than the best of ``against`` (names of peers joined by commas, or
+    "best" of all), at least ``bound``. ``not slower``: than the best of ``against``, beyond noise;
+    bound is 1. ``time``: the time of the yardstick ``against`` (copy, fresh_copy, two_calls,
+    unfused), at most ``bound`` times that. ``us``: microseconds a call, at most ``bound``.
+    ``limit``: the fraction of the machine's limit, at least ``bound``.
+
+    regime: words of Regime joined by "+": train, given, in_place, cold; nothing: forward, fresh,
+    warm. threads: None for all.
+    """
+
+    shape: str
+    dtype: str
+    kind: Literal["faster", "not slower", "time", "us", "limit"]
+    bound: float
+    against: str = ""
+    regime: str = ""
+    threads: int | None = None
+
+
+def _not_slower(shape: str, dtype: str, against: str = "best", regime: str = "") -> Bar:
+    return Bar(shape, dtype, "not slower", 1.0, against, regime)
+
+
+_COMPILED = "compile,compile-autotune"
+_NARROW = ("f32", "bf16", "f16")
+
+ROPE_BARS = (
+    *(
+        Bar("article/rope", dtype, "limit", 0.90, regime="given", threads=threads)
+        for dtype in _NARROW
+        for threads in (1, None)
+    ),
+    *(Bar("article/rope", dtype, "limit", 0.90, regime="in_place") for dtype in _NARROW),
+    Bar("article/rope", "f32", "time", 1.5, "copy", "given"),
+    Bar("article/rope", "f32", "time", 1.3, "fresh_copy"),
+    Bar("article/rope", "f32", "faster", 8, "eager"),
+    Bar("article/rope", "f32", "faster", 4, _COMPILED),
+    Bar("article/rope", "f32", "faster", 4, "eager", "train"),
+    _not_slower("article/rope", "f32", _COMPILED, "train"),
+    Bar("small/decode", "f32", "us", 4),
+)
+ROPE_QK_BARS = (
+    Bar("llama-3-8b/prefill-2048", "f32", "time", 1.0, "two_calls", "given"),
+    Bar("llama-3-8b/decode", "f32", "us", 6),
+    Bar("llama-3-8b/decode", "f32", "us", 4, regime="in_place"),
+    Bar("llama-3-8b/decode", "f32", "faster", 4, "eager"),
+    Bar("llama-3-8b/decode", "f32", "faster", 5, _COMPILED),
+    Bar("llama-3-8b/decode-8", "f32", "faster", 3, "eager"),
+    Bar("llama-3-8b/decode-8", "f32", "faster", 4, _COMPILED),
+)
+
+_MANY_ROWS = ("bert-base/128", "bert-large/512", "pythia-410m/prefill-2048", "article/gelu_linear")
+GELU_LINEAR_BARS = (
+    *(
+        Bar(shape, dtype, "limit", bound - (0.05 if shape.startswith("article") else 0.0))
+        for shape in _MANY_ROWS
+        for dtype, bound in (("f32", 0.90), ("bf16", 0.86), ("f16", 0.88))
+    ),
+    *(_not_slower(shape, dtype) for shape in _MANY_ROWS for dtype in _NARROW),
+    *(Bar(shape, "f16", "faster", 5, "eager") for shape in _MANY_ROWS),
+    *(Bar(shape, "f16", "faster", 2.5, "compile-autotune") for shape in _MANY_ROWS),
+    *(_not_slower(sample.name, dtype) for sample in _FEW_ROWS for dtype in _NARROW),
+    *(
+        Bar(sample.name, dtype, "limit", 0.85)
+        for sample in _FEW_ROWS
+        for dtype in _NARROW
+        if sample.lead != (16,)
+    ),
+    *(Bar(f"small/16-rows-{k}", "f32", "faster", 1.3, "onednn") for k in (1024, 768)),
+    *(_not_slower(shape, "f32", "unfused") for shape in _MANY_ROWS),
+    *(Bar("bert-large/512", dtype, "faster", 1.1, "eager", "train") for dtype in ("f32", "bf16")),
+)
