@@ -20,6 +20,7 @@ from fusedops.ops import (
 
 __version__ = "0.1.0"
 __all__ = [
+    "bench",
     "gelu",
     "gelu_linear",
     "isa",
@@ -32,14 +33,18 @@ __all__ = [
     "rope_qk",
     "rope_qk_",
     "testing",
+    "verify",
 ]
 
-_ON_USE = frozenset({"ladder", "nn", "reference", "testing"})
+# Loaded at their first use: modules, and the one function that is not an op.
+_MODULES = frozenset({"bench", "ladder", "nn", "reference", "testing"})
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ON_USE:
+    if name in _MODULES:
         return importlib.import_module(f"fusedops.{name}")
+    if name == "verify":
+        return importlib.import_module("fusedops.verification").verify
     raise AttributeError(f"module 'fusedops' has no attribute {name!r}")
 
 

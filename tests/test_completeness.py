@@ -10,6 +10,7 @@ import torch
 
 import fusedops
 from fusedops import reference
+from fusedops.bench.record import Regime
 from fusedops.testing import DISTRIBUTIONS, DTYPES, SPECS, OpSpec, Sample
 
 pytestmark = pytest.mark.source
@@ -44,9 +45,9 @@ def test_op_is_exported(spec: OpSpec) -> None:
 
 
 def test_every_exported_function_has_a_spec() -> None:
-    functions = {name for name in fusedops.__all__ if callable(getattr(fusedops, name))}
     in_place = {f"{name}_" for name in SPECS}
-    assert functions - in_place == set(SPECS)
+    assert set(fusedops.ops.__all__) - in_place == set(SPECS)
+    assert set(fusedops.ops.__all__) <= set(fusedops.__all__)
 
 
 @each_op
@@ -107,6 +108,34 @@ def test_bench_shape_is_named_and_counted(sample: Sample) -> None:
     assert re.fullmatch(r"[a-z0-9.-]+/[a-z0-9_-]+", sample.name), "must be <model>/<phase>"
     assert sample.bytes_moved(torch.float32) > sample.bytes_moved(torch.bfloat16) > 0
     assert sample.flops() > 0
+    assert 0 < sample.bytes_written(torch.float32) < sample.bytes_moved(torch.float32)
+
+
+@each_op
+def test_bars_name_what_exists(spec: OpSpec) -> None:
+    for bar in spec.bars:
+        assert spec.sample(bar.shape) in spec.bench
+        assert bar.dtype in DTYPES
+        assert bar.bound > 0
+        Regime.parse(bar.regime)
+    assert len(set(spec.bars)) == len(spec.bars)
+
+
+@each_op
+def test_random_shapes_repeat_and_run(spec: OpSpec) -> None:
+    def draw() -> list[Sample]:
+        g = torch.Generator().manual_seed(7)
+        return [spec.random(g) for _ in range(50)]
+
+    samples = draw()
+    assert samples == draw()
+    assert len({sample.name for sample in samples}) > 40
+    assert all(sample.flops() > 0 for sample in samples)
+    assert all(sample.bytes_moved(torch.float32) < 2**29 for sample in samples)
+    call = min(samples, key=lambda sample: sample.flops()).build(torch.float32)
+    assert [y.dtype for y in spec.run(spec.public(), call)] == [torch.float32] * len(
+        spec.oracle(call)
+    )
 
 
 # Style rule 1: torch stops at csrc/ops and csrc/mps.

@@ -572,15 +572,17 @@ def test_submodules_load_on_use() -> None:
     done = python(
         """
         import sys, fusedops
-        names = "ladder", "nn", "reference", "testing"
+        names = "bench", "ladder", "nn", "reference", "testing", "verification"
         print([n for n in names if f"fusedops.{n}" in sys.modules])
-        print([getattr(fusedops, n).__name__ for n in names], set(names) <= set(dir(fusedops)))
+        print(fusedops.verify.__name__, *[getattr(fusedops, n).__name__ for n in names[:-1]])
+        print({"verify", *names[:-1]} <= set(dir(fusedops)))
         fusedops.nonsense
         """
     )
     assert done.stdout.splitlines() == [
         "['reference']",
-        "['fusedops.ladder', 'fusedops.nn', 'fusedops.reference', 'fusedops.testing'] True",
+        "verify fusedops.bench fusedops.ladder fusedops.nn fusedops.reference fusedops.testing",
+        "True",
     ]
     last = "AttributeError: module 'fusedops' has no attribute 'nonsense'"
     assert done.stderr.splitlines()[-1] == last

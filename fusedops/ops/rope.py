@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 
 from fusedops import _library, reference
 from fusedops._library import DTYPE_NAMES, is_plain, is_transformed, ops
+from fusedops.ops.positions import positions
 
 _LAYOUTS = ("bhsd", "bshd")
 
@@ -22,7 +23,9 @@ def rope(
     sin: Tensor,
     position_ids: Tensor | None = None,
     *,
-    offset: int = 0,
+    offset: int | Tensor = 0,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
     layout: str = "bhsd",
     interleaved: bool = False,
     conjugate: bool = False,
@@ -40,7 +43,13 @@ def rope(
             float32 or x's dtype. rotary_dim <= D; the elements behind it pass through.
         sin: sines, like cos.
         position_ids: int32 or int64, [S], [1, S] or [B, S]; the default is 0, 1, 2, ...
-        offset: added to every position; negative only if no position becomes so.
+        offset: added to every position; negative only if no position becomes so. An int, or
+            int32 or int64 [B] (with cu_seqlens: one per sequence), as a batched KV cache has it.
+        cu_seqlens: int32 or int64 [sequences + 1]: x is [T, H, D] (``layout="bshd"``) and holds
+            sequences of different lengths one behind the other, sequence i in tokens
+            ``cu_seqlens[i]`` to ``cu_seqlens[i + 1]``; each counts its positions from 0. Starts at
+            0, never decreases, ends at T. Takes no position_ids.
+        max_seqlen: no sequence is longer. Checked, not needed.
         layout: "bhsd" or "bshd".
         interleaved: pairs are (x[2j], x[2j+1]) (GPT-J, Meta) and not
             (x[j], x[j + rotary_dim / 2]) (GPT-NeoX, Hugging Face).
@@ -63,6 +72,10 @@ def rope(
     Source: Su et al. 2021, arXiv:2104.09864; signature after pytorch#187286.
     """
     form = _form("rope", layout), interleaved, conjugate
+    if cu_seqlens is not None or max_seqlen is not None or type(offset) is not int:
+        position_ids, offset = positions(
+            "rope", x, form[0], position_ids, offset, cu_seqlens, max_seqlen
+        )
     if out is not None:
         _library.refuse_recorded("rope", "out", x, cos, sin, out)
         _library.refuse_negated("rope", "out", out)
@@ -81,7 +94,9 @@ def rope_(
     sin: Tensor,
     position_ids: Tensor | None = None,
     *,
-    offset: int = 0,
+    offset: int | Tensor = 0,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
     layout: str = "bhsd",
     interleaved: bool = False,
     conjugate: bool = False,
@@ -96,6 +111,10 @@ def rope_(
             autograd does not let anyone write to.
     """
     form = _form("rope_", layout), interleaved, conjugate
+    if cu_seqlens is not None or max_seqlen is not None or type(offset) is not int:
+        position_ids, offset = positions(
+            "rope_", x, form[0], position_ids, offset, cu_seqlens, max_seqlen
+        )
     _write("rope_", (x,), (cos, sin, position_ids, offset, *form))
     return x
 
@@ -107,7 +126,9 @@ def rope_qk(
     sin: Tensor,
     position_ids: Tensor | None = None,
     *,
-    offset: int = 0,
+    offset: int | Tensor = 0,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
     layout: str = "bhsd",
     interleaved: bool = False,
     conjugate: bool = False,
@@ -118,6 +139,10 @@ def rope_qk(
     errors as for :func:`rope`.
     """
     form = _form("rope_qk", layout), interleaved, conjugate
+    if cu_seqlens is not None or max_seqlen is not None or type(offset) is not int:
+        position_ids, offset = positions(
+            "rope_qk", q, form[0], position_ids, offset, cu_seqlens, max_seqlen
+        )
     if is_plain(q, k, cos, sin):
         rotated = ops.rope_qk_nograd(q, k, cos, sin, position_ids, offset, *form)
     elif is_transformed():
@@ -134,7 +159,9 @@ def rope_qk_(
     sin: Tensor,
     position_ids: Tensor | None = None,
     *,
-    offset: int = 0,
+    offset: int | Tensor = 0,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
     layout: str = "bhsd",
     interleaved: bool = False,
     conjugate: bool = False,
@@ -144,6 +171,10 @@ def rope_qk_(
     Arguments, accuracy and errors as for :func:`rope_`; q and k must not share memory.
     """
     form = _form("rope_qk_", layout), interleaved, conjugate
+    if cu_seqlens is not None or max_seqlen is not None or type(offset) is not int:
+        position_ids, offset = positions(
+            "rope_qk_", q, form[0], position_ids, offset, cu_seqlens, max_seqlen
+        )
     _write("rope_qk_", (q, k), (cos, sin, position_ids, offset, *form))
     return q, k
 
