@@ -1,7 +1,5 @@
 #include "isa.h"
 
-#include <unistd.h>
-
 #include <atomic>
 #include <cstdlib>
 #include <sstream>
@@ -34,10 +32,11 @@ struct Feature {
 };
 constexpr unsigned long long kYmm = 0x6, kZmm = 0xe6;
 constexpr Feature kFeatures[] = {
-    {"fma", 1, 0, ecx, 12, kYmm},      {"f16c", 1, 0, ecx, 29, kYmm},
-    {"avx2", 7, 0, ebx, 5, kYmm},      {"avx512f", 7, 0, ebx, 16, kZmm},
-    {"avx512dq", 7, 0, ebx, 17, kZmm}, {"avx512bw", 7, 0, ebx, 30, kZmm},
-    {"avx512vl", 7, 0, ebx, 31, kZmm}, {"avx512bf16", 7, 1, eax, 5, kZmm},
+    {"fma", 1, 0, ecx, 12, kYmm},        {"f16c", 1, 0, ecx, 29, kYmm},
+    {"avx2", 7, 0, ebx, 5, kYmm},        {"avx512f", 7, 0, ebx, 16, kZmm},
+    {"avx512dq", 7, 0, ebx, 17, kZmm},   {"avx512bw", 7, 0, ebx, 30, kZmm},
+    {"avx512vl", 7, 0, ebx, 31, kZmm},   {"avx512bf16", 7, 1, eax, 5, kZmm},
+    {"avx512vnni", 7, 0, ecx, 11, kZmm},
 };
 
 unsigned long long enabled_state() {
@@ -130,16 +129,5 @@ std::vector<std::string> supported() { return names(true); }
 std::string current() { return current_row().load()->name; }
 void use(const std::string& name) { current_row().store(&find(name)); }
 }  // namespace isa
-
-int64_t last_cache_bytes() {
-  static const int64_t bytes = [] {
-#ifdef _SC_LEVEL3_CACHE_SIZE
-    for (int level : {_SC_LEVEL3_CACHE_SIZE, _SC_LEVEL2_CACHE_SIZE})
-      if (const long size = sysconf(level); size > 0) return static_cast<int64_t>(size);
-#endif
-    return int64_t{32} << 20;
-  }();
-  return bytes;
-}
 
 }  // namespace fusedops

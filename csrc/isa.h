@@ -20,6 +20,16 @@ FUSEDOPS_API std::string current();
 FUSEDOPS_API void use(const std::string& name);  // throws for an unknown or unsupported name
 }  // namespace isa
 
+// The caches that the first CPU reaches, as the system tells them, smallest
+// level first.
+struct Cache {
+  int level;
+  std::string type;  // data, instruction or unified
+  int64_t bytes;
+  int sharers;  // CPUs that share it, 0: not told
+};
+FUSEDOPS_API const std::vector<Cache>& caches();
+
 // Bytes of the last level of data cache (32 MiB where the system does not say).
 FUSEDOPS_API int64_t last_cache_bytes();
 

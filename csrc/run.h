@@ -7,14 +7,26 @@
 
 namespace fusedops {
 
-FUSEDOPS_API void run_rope(const RopeArgs& a, DType x, DType table);
+FUSEDOPS_API void run_rope(const RopeArgs* tensors, size_t n, DType x, DType table);  // n <= 2
 FUSEDOPS_API void run_gelu(const GeluArgs& a, int64_t n, DType t);
 FUSEDOPS_API void run_gelu_backward(const GeluArgs& a, int64_t n, DType t);
 FUSEDOPS_API void run_linear(const LinearArgs& a, DType t);
 
-// Limits of this machine on torch's threads, for the ISA in use.
-FUSEDOPS_API double probe_copy(int64_t bytes, int repeats);  // best bytes/s, read + written
-FUSEDOPS_API double probe_fma(DType t);  // flop/s, f32, or bf16 pairs where the ISA has them
+// Limits of this machine on torch's threads, for the ISA in use: the best of all ways that the
+// probe knows. Bytes/s count what is read and what is written. cold: nothing of it is in the
+// caches.
+FUSEDOPS_API double probe_copy(int64_t bytes, int repeats, bool cold);
+FUSEDOPS_API double probe_read(int64_t bytes, int repeats, bool cold);
+FUSEDOPS_API double probe_in_place(int64_t bytes, int repeats, bool cold);
+// A copy into memory that no page backs yet, in huge pages where the system grants them.
+FUSEDOPS_API double probe_fresh_copy(int64_t bytes, int repeats, bool huge);
+// Multiply-adds of f32, f64, bf16 or int8 a second, two operations each; and what was executed.
+FUSEDOPS_API double probe_fma(const std::string& dtype);
+FUSEDOPS_API std::string fma_unit(const std::string& dtype);
+// One pass by one way of the probe copy, read or in_place, for tests: the sum of what was read.
+FUSEDOPS_API std::vector<std::string> probe_ways(const std::string& probe);
+FUSEDOPS_API double probe_once(const std::string& probe, const std::string& way, const float* from,
+                               float* to, int64_t bytes);
 FUSEDOPS_API int threads();
 
 }  // namespace fusedops

@@ -32,19 +32,21 @@ __all__ = [
     "rope_",
     "rope_qk",
     "rope_qk_",
+    "rope_tables",
     "testing",
     "verify",
 ]
 
-# Loaded at their first use: modules, and the one function that is not an op.
+# Loaded at their first use: modules, and the functions that are not ops.
 _MODULES = frozenset({"bench", "ladder", "nn", "reference", "testing"})
+_FUNCTIONS = {"rope_tables": "fusedops.tables", "verify": "fusedops.verification"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"fusedops.{name}")
-    if name == "verify":
-        return importlib.import_module("fusedops.verification").verify
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     raise AttributeError(f"module 'fusedops' has no attribute {name!r}")
 
 

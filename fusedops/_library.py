@@ -26,6 +26,10 @@ DTYPE_NAMES = {
     torch.float64: "Double",
 }
 _warned: set[tuple[str, str]] = set()
+# Looked up once: every call asks them.
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
+_transform_level = torch._C._functorch.maybe_current_level
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -33,13 +37,23 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
     A forward-mode dual does not say ``requires_grad``: an open dual level is enough to say no.
     """
-    if torch.compiler.is_compiling() or is_transformed() or forward_ad._current_level >= 0:
+    if _is_compiling() or _transform_level() is not None or forward_ad._current_level >= 0:
         return False
-    if torch.is_grad_enabled():
+    if _is_grad_enabled():
         for t in tensors:  # a loop: cheaper than any() over a generator
             if t is not None and t.requires_grad:
                 return False
     return True
+
+
+def is_ordinary(target: Tensor) -> bool:
+    """Whether a kernel may write target with no more ado than ``count_write``."""
+    return not (target.is_inference() or target.is_neg())
+
+
+# Of the tensors that a kernel has written: a backward that needs the overwritten values then fails
+# and does not lie.
+count_write = torch._C._increment_version
 
 
 def is_transformed() -> bool:
@@ -49,7 +63,7 @@ def is_transformed() -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    return torch._C._functorch.maybe_current_level() is not None
+    return _transform_level() is not None
 
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
@@ -77,7 +91,7 @@ def register_autograd(
 
     def autograd(*args: Any) -> Any:
         tensors = [a for a in args if isinstance(a, Tensor)]
-        if torch._C._functorch.maybe_current_level() is not None or (
+        if _transform_level() is not None or (
             forward_ad._current_level >= 0
             and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
         ):

@@ -136,10 +136,13 @@ def fallback_calls() -> dict[str, tuple[Any, ...]]:
         "rope_nograd": (x, *rest),
         "rope_unfused": (x, *rest),
         "rope_": (x.clone(), *rest),
+        "rope__nograd": (x.clone(), *rest),
         "rope_out": (x, *rest, torch.empty_like(x)),
+        "rope_out_nograd": (x, *rest, torch.empty_like(x)),
         "rope_qk": (x, k, *rest),
         "rope_qk_nograd": (x, k, *rest),
         "rope_qk_": (x.clone(), k, *rest),
+        "rope_qk__nograd": (x.clone(), k, *rest),
         "rope_qk_check": (x, k, *rest),
         "gelu": (x, "tanh"),
         "gelu_nograd": (x, "quick"),
@@ -722,7 +725,6 @@ TABLES = "[rope] cos and sin must have one shape [positions, rotary_dim / 2] but
             lambda: _C.gelu_linear(array(3, 4), array(5, 4), None, "erf"),
             "[gelu_linear] approximate must be 'none', 'tanh' or 'quick' but got 'erf'",
         ),
-        (lambda: _C.probe_fma("f16"), "[probe_fma] dtype must be 'f32' or 'bf16' but got 'f16'"),
     ],
 )
 def test_numpy_call_is_refused(call: Callable[[], Any], message: str) -> None:

@@ -1020,9 +1020,12 @@ def op_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
         "rope_": ("rope_", (x.clone(), cos, sin, *turned)),
         "rope_-strided": ("rope_", (x_of((2, 3, 8, 5)).transpose(2, 3), cos, sin, *plain)),
         "rope_out": ("rope_out", (x, cos, sin, *turned, torch.empty_like(x))),
+        "rope_out_nograd": ("rope_out_nograd", (x, cos, sin, *turned, torch.empty_like(x))),
+        "rope__nograd": ("rope__nograd", (x.clone(), cos, sin, *turned)),
         "rope_qk": ("rope_qk", (recorded, k.clone().requires_grad_(), *learned, *turned)),
         "rope_qk_nograd": ("rope_qk_nograd", (x, k, cos, sin, *turned)),
         "rope_qk_": ("rope_qk_", (x.clone(), k.clone(), cos, sin, *turned)),
+        "rope_qk__nograd": ("rope_qk__nograd", (x.clone(), k.clone(), cos, sin, *turned)),
         "rope_qk_check": ("rope_qk_check", (x.clone(), k.clone(), cos, sin, *turned)),
     }
     for view in ("transposed", "outer_swapped", "strided", "expanded"):

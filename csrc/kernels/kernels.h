@@ -56,17 +56,21 @@ struct LinearArgs {
   Activation act;
 };
 
-// Limit probes: 64-byte aligned buffers in blocks of kProbeBlock bytes, or `repeats` rounds per
-// unit of work.
+// Limit probes: passes over 64-byte aligned buffers in blocks of kProbeBlock
+// bytes, or rounds of multiply-adds on registers.
 constexpr int64_t kProbeBlock = 512;
+enum class ProbeBy : int { stores, streams, library, string };  // library, string: copy alone
 struct ProbeArgs {
-  const void* from;
-  void* to;
-  int64_t prefetch;  // bytes ahead, 0: none
-  bool stream;
-  int64_t repeats;
-  volatile double* flops_per_round;
-  volatile float* sink;
+  const void* from;  // copy and read
+  void* to;          // copy and in place
+  int64_t rounds;
+  ProbeBy by;
+  int64_t prefetch,
+      prefetch_to;         // bytes ahead of their use, 0: none; prefetch_to: copy alone
+  int64_t streams;         // places of the range that are walked side by side
+  double* result;          // read: the sum of the floats of all passes
+  double* work_per_round;  // multiply-adds: operations
+  const char** unit;       // multiply-adds: what was executed
 };
 
 // How the kernels of one ISA cut a linear. Work is handed out in whole `columns` of y; each call

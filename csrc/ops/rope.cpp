@@ -1,6 +1,8 @@
 // rope, rope_out, rope_, rope_qk, rope_qk_, rope_qk_check and rope_unfused: schemas, checks,
 // threading, CPU implementation.
 #include <algorithm>
+#include <array>
+#include <initializer_list>
 #include <optional>
 #include <tuple>
 
@@ -177,13 +179,21 @@ RopeKernel kernel_for(DType x, DType table) {
 constexpr int64_t kElementsPerTask =
     32768;  // about 5 us of work: below that a second thread costs more
 
-void run(const Call& c, const View& x, const View& y) {
+// What is turned, and where the result goes.
+struct Turn {
+  const View &x, &y;
+};
+
+void run(const Call& c, std::initializer_list<Turn> turns) {
   // A table whose columns are not adjacent is small beside x: bring it together once.
   const auto adjacent = [](const View& table) {
     return table.size(-1) <= 1 || table.stride(-1) == 1;
   };
   const auto run_with = [&](const View& cos, const View& sin) {
-    run_rope(arguments(c, x, y, cos, sin), floating(c.op, "x", x), floating(c.op, "cos", cos));
+    std::array<RopeArgs, 2> args;
+    size_t n = 0;
+    for (const Turn& turn : turns) args[n++] = arguments(c, turn.x, turn.y, cos, sin);
+    run_rope(args.data(), n, floating(c.op, "x", turns.begin()->x), floating(c.op, "cos", cos));
   };
   if (adjacent(c.cos) && adjacent(c.sin)) return run_with(c.cos, c.sin);
   const Tensor cos = torch::stable::contiguous(c.cos_tensor),
@@ -218,7 +228,8 @@ Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin,
   const View v(x);
   check(c, "x", x, v);
   Tensor y = empty_like_output(x, v);
-  run(c, v, View(y));
+  const View to(y);
+  run(c, {{v, to}});
   return y;
 }
 
@@ -236,7 +247,7 @@ void rope_out(const Tensor& x, const Tensor& cos, const Tensor& sin,
   check_written(c, "out", o);
   if (!same_elements(v, o) && overlap(v, o))
     fail(c.op, "out must be x itself or separate memory but got a view that overlaps x");
-  run(c, v, o);
+  run(c, {{v, o}});
 }
 
 void rope_(const Tensor& x, const Tensor& cos, const Tensor& sin,
@@ -246,7 +257,7 @@ void rope_(const Tensor& x, const Tensor& cos, const Tensor& sin,
   const View v(x);
   check(c, "x", x, v);
   check_written(c, "x", v);
-  run(c, v, v);
+  run(c, {{v, v}});
 }
 
 void check_pair(const Call& c, const Tensor& q, const View& qv, const Tensor& k, const View& kv) {
@@ -263,8 +274,8 @@ std::tuple<Tensor, Tensor> rope_qk(const Tensor& q, const Tensor& k, const Tenso
   const View qv(q), kv(k);
   check_pair(c, q, qv, k, kv);
   Tensor q_out = empty_like_output(q, qv), k_out = empty_like_output(k, kv);
-  run(c, qv, View(q_out));
-  run(c, kv, View(k_out));
+  const View q_to(q_out), k_to(k_out);
+  run(c, {{qv, q_to}, {kv, k_to}});
   return {q_out, k_out};
 }
 
@@ -290,8 +301,7 @@ void rope_qk_(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor&
   const Call c{"rope_qk_", cos, sin, position_ids, offset, bshd, interleaved, conjugate};
   const View qv(q), kv(k);
   check_written_pair(c, q, qv, k, kv);
-  run(c, qv, qv);
-  run(c, kv, kv);
+  run(c, {{qv, qv}, {kv, kv}});
 }
 
 // The rung below fusion: what eager does, one vectorised kernel and one temporary for each of its
@@ -382,22 +392,34 @@ Tensor rope_unfused(const Tensor& x, const Tensor& cos, const Tensor& sin,
 
 }  // namespace
 
-void run_rope(const RopeArgs& given, DType x, DType table) {
-  RopeArgs a = given;
-  const int64_t elements = a.batch * a.heads * a.seq * a.head_dim;
-  if (elements == 0) return;
-  // A block of positions of one head is contiguous memory in bhsd: long blocks keep the hardware's
-  // prefetcher running, short ones the table rows in cache for the next head and all threads busy.
-  // In bshd the next row in memory is the next head.
-  const int64_t tokens = a.batch * a.heads * a.seq;
-  a.block = a.x_head < a.x_seq ? 1 : std::clamp<int64_t>(tokens / (8 * thread_count()), 32, 512);
-  a.prefetch = elements * size_of(x) > (1 << 20) ? 8192 : 0;
-  a.stream = a.x != a.y && elements * size_of(x) > last_cache_bytes() / 2;
+void run_rope(const RopeArgs* given, size_t tensors, DType x, DType table) {
   const RopeKernel kernel = kernel_for(x, table);
-  const int64_t blocks = (a.seq + a.block - 1) / a.block;
-  const int64_t unit = std::max<int64_t>(1, std::min(a.block, a.seq) * a.head_dim);
-  parallel_for(a.batch * blocks * a.heads, std::max<int64_t>(1, kElementsPerTask / unit),
-               [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
+  std::array<RopeArgs, 2> args;
+  std::array<int64_t, 2> units = {};
+  int64_t elements = 0, total = 0;
+  for (size_t i = 0; i < tensors; i++) {
+    RopeArgs& a = args[i] = given[i];
+    const int64_t tokens = a.batch * a.heads * a.seq, size = tokens * a.head_dim * size_of(x);
+    if (size == 0) continue;
+    // A block of positions of one head is contiguous memory in bhsd: long blocks keep the
+    // hardware's prefetcher running, short ones the table rows in cache for the next head and all
+    // threads busy. In bshd the next row in memory is the next head.
+    a.block = a.x_head < a.x_seq ? 1 : std::clamp<int64_t>(tokens / (8 * thread_count()), 32, 512);
+    a.prefetch = size > (1 << 20) ? 8192 : 0;
+    a.stream = a.x != a.y && size > last_cache_bytes() / 2;
+    units[i] = a.batch * ((a.seq + a.block - 1) / a.block) * a.heads;
+    total += units[i];
+    elements += tokens * a.head_dim;
+  }
+  if (total == 0) return;
+  // Both tensors are one piece of work: the threads are woken once.
+  const int64_t unit = std::max<int64_t>(1, elements / total);
+  parallel_for(total, std::max<int64_t>(1, kElementsPerTask / unit),
+               [&](int64_t begin, int64_t end) {
+                 const int64_t first = units[0];
+                 if (begin < first) kernel(args[0], begin, std::min(end, first));
+                 if (end > first) kernel(args[1], std::max(begin, first) - first, end - first);
+               });
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fusedops, m) {
@@ -406,10 +428,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedops, m) {
   m.def("rope(Tensor x, " TABLES FORM ") -> Tensor");
   m.def("rope_nograd(Tensor x, " TABLES FORM ") -> Tensor");
   m.def("rope_out(Tensor x, " TABLES FORM ", Tensor(a!) out) -> ()");
+  m.def("rope_out_nograd(Tensor x, " TABLES FORM ", Tensor(a!) out) -> ()");
   m.def("rope_(Tensor(a!) x, " TABLES FORM ") -> ()");
+  m.def("rope__nograd(Tensor(a!) x, " TABLES FORM ") -> ()");
   m.def("rope_qk(Tensor q, Tensor k, " TABLES FORM ") -> (Tensor, Tensor)");
   m.def("rope_qk_nograd(Tensor q, Tensor k, " TABLES FORM ") -> (Tensor, Tensor)");
   m.def("rope_qk_(Tensor(a!) q, Tensor(b!) k, " TABLES FORM ") -> ()");
+  m.def("rope_qk__nograd(Tensor(a!) q, Tensor(b!) k, " TABLES FORM ") -> ()");
   m.def("rope_qk_check(Tensor q, Tensor k, " TABLES FORM ") -> ()");
   m.def("rope_unfused(Tensor x, " TABLES FORM ") -> Tensor");
 #undef TABLES
@@ -420,10 +445,13 @@ STABLE_TORCH_LIBRARY_IMPL(fusedops, CPU, m) {
   m.impl("rope", TORCH_BOX(&rope));
   m.impl("rope_nograd", TORCH_BOX(&rope));
   m.impl("rope_out", TORCH_BOX(&rope_out));
+  m.impl("rope_out_nograd", TORCH_BOX(&rope_out));
   m.impl("rope_", TORCH_BOX(&rope_));
+  m.impl("rope__nograd", TORCH_BOX(&rope_));
   m.impl("rope_qk", TORCH_BOX(&rope_qk));
   m.impl("rope_qk_nograd", TORCH_BOX(&rope_qk));
   m.impl("rope_qk_", TORCH_BOX(&rope_qk_));
+  m.impl("rope_qk__nograd", TORCH_BOX(&rope_qk_));
   m.impl("rope_qk_check", TORCH_BOX(&rope_qk_check));
   m.impl("rope_unfused", TORCH_BOX(&rope_unfused));
 }

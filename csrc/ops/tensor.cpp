@@ -141,8 +141,23 @@ int64_t element_size(const View& v) {
 
 }  // namespace
 
+namespace {
+
+// Whether each dimension steps over all of those inside it, as in any slice of a contiguous tensor.
+bool nested(const View& v) {
+  int64_t span = 0;
+  for (int64_t d = v.rank() - 1; d >= 0; d--) {
+    if (v.size(d) <= 1) continue;
+    if (v.stride(d) <= span) return false;
+    span += (v.size(d) - 1) * v.stride(d);
+  }
+  return true;
+}
+
+}  // namespace
+
 bool overlaps_itself(const View& v) {
-  if (v.numel <= 1) return false;
+  if (v.numel <= 1 || nested(v)) return false;
   std::vector<Term> terms;
   add_terms(terms, v, -1, 1);
   return reachable(std::move(terms), 0, true);

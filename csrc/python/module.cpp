@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "../approximate.h"
@@ -51,7 +52,7 @@ Array<T> rope(const Array<T>& x, const Array<T>& cos, const Array<T>& sin, bool 
   a.x_batch = a.y_batch = a.heads * a.x_head;
   a.cos_row = a.sin_row = half;
   a.interleaved = interleaved;
-  without_gil([&] { run_rope(a, dtype_of<T>, dtype_of<T>); });
+  without_gil([&] { run_rope(&a, 1, dtype_of<T>, dtype_of<T>); });
   return y;
 }
 
@@ -81,6 +82,22 @@ Array<T> gelu_linear(const Array<T>& x, const Array<T>& w, const std::optional<A
   return y;
 }
 
+std::vector<std::tuple<int, std::string, int64_t, int>> cache_sizes() {
+  std::vector<std::tuple<int, std::string, int64_t, int>> sizes;
+  for (const Cache& c : caches()) sizes.emplace_back(c.level, c.type, c.bytes, c.sharers);
+  return sizes;
+}
+
+double probe_pass(const std::string& probe, const std::string& way, const Array<float>& source,
+                  Array<float>& target) {
+  if (source.size() != target.size())
+    fail("probe_once", "source and target must have one size but got ", source.size(), " and ",
+         target.size());
+  return probe_once(probe, way, source.data(), target.mutable_data(), source.nbytes());
+}
+
+using unlocked = py::call_guard<py::gil_scoped_release>;
+
 template <class T>
 void bind_numpy(py::module_& m) {
   using namespace py::literals;
@@ -105,24 +122,24 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa_current", &isa::current);
   m.def("isa_use", &isa::use, "name"_a);
   m.def("threads", &threads, "Threads of torch's pool.");
-  m.def("last_cache_bytes", &last_cache_bytes);
+  m.def("last_cache_bytes", &last_cache_bytes, "Of the last level of data cache.");
+  m.def("cache_bytes", &cache_sizes,
+        "(level, type, bytes, CPUs that share it or 0) of the caches of the first CPU.");
   m.def("compiler", [] { return std::string(__VERSION__); });
-  m.def(
-      "probe_copy", [](int64_t bytes, int repeats) { return probe_copy(bytes, repeats); },
-      "bytes"_a, "repeats"_a = 5, py::call_guard<py::gil_scoped_release>(),
-      "Best bytes/s (read + written) of a copy of `bytes` on torch's threads: ordinary and "
-      "streaming stores, "
-      "several prefetch distances.");
-  m.def(
-      "probe_fma",
-      [](const std::string& dtype) {
-        if (dtype != "f32" && dtype != "bf16")
-          fail("probe_fma", "dtype must be 'f32' or 'bf16' but got '", dtype, "'");
-        return probe_fma(dtype == "bf16" ? DType::bf16 : DType::f32);
-      },
-      "dtype"_a = "f32", py::call_guard<py::gil_scoped_release>(),
-      "Multiply-add flop/s on registers only, all of torch's threads; bf16: the pair dot product "
-      "where the ISA has it.");
+  m.def("probe_copy", &probe_copy, "bytes"_a, "repeats"_a = 5, "cold"_a = false, unlocked(),
+        "Best bytes/s (read + written) of a copy of `bytes` on torch's threads, of all ways.");
+  m.def("probe_read", &probe_read, "bytes"_a, "repeats"_a = 5, "cold"_a = false, unlocked(),
+        "Best bytes/s of reading `bytes`.");
+  m.def("probe_in_place", &probe_in_place, "bytes"_a, "repeats"_a = 5, "cold"_a = false, unlocked(),
+        "Best bytes/s (read + written) of changing `bytes` where they lie.");
+  m.def("probe_fresh_copy", &probe_fresh_copy, "bytes"_a, "repeats"_a = 3, "huge"_a = true,
+        unlocked(), "Best bytes/s (read + written) of a copy into memory never touched before.");
+  m.def("probe_fma", &probe_fma, "dtype"_a = "f32", unlocked(),
+        "Multiply-add operations/s on registers, all of torch's threads: f32, f64, bf16, int8.");
+  m.def("fma_unit", &fma_unit, "dtype"_a = "f32", "What probe_fma executes for this dtype.");
+  m.def("probe_ways", &probe_ways, "probe"_a, "How 'copy', 'read' or 'in_place' is tried.");
+  m.def("probe_once", &probe_pass, "probe"_a, "way"_a, "source"_a.noconvert(),
+        "target"_a.noconvert(), "One pass over arrays of one size; returns the sum that was read.");
   bind_numpy<float>(m);
   bind_numpy<double>(m);
 }

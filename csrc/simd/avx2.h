@@ -193,6 +193,17 @@ FUSEDOPS_INLINE void interleave(Vd even, Vd odd, Vd& a, Vd& b) {
   b.v = _mm256_permute2f128_pd(lo, hi, 0x31);
 }
 
+// acc[i] += the dot product of four u8 of x and four s8 of y.
+struct Vi {
+  __m256i v;
+};
+constexpr int kByteProducts = 32;
+constexpr const char* kByteDot = "u8 x s8 in three steps (vpmaddubsw, vpmaddwd, vpaddd)";
+FUSEDOPS_INLINE Vi dot_bytes(Vi acc, Vi x, Vi y) {
+  const __m256i pairs = _mm256_maddubs_epi16(x.v, y.v);
+  return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+}
+
 FUSEDOPS_INLINE void transpose(Vf (&r)[8]) {
   __m256 t[8], q[8];
 #pragma GCC unroll 4

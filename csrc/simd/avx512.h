@@ -221,6 +221,22 @@ FUSEDOPS_INLINE void transpose(Vd (&r)[8]) {
   }
 }
 
+// acc[i] += the dot product of four u8 of x and four s8 of y.
+struct Vi {
+  __m512i v;
+};
+constexpr int kByteProducts = 64;
+#ifdef __AVX512VNNI__
+constexpr const char* kByteDot = "u8 x s8 dot product (vpdpbusd)";
+FUSEDOPS_INLINE Vi dot_bytes(Vi acc, Vi x, Vi y) { return {_mm512_dpbusd_epi32(acc.v, x.v, y.v)}; }
+#else
+constexpr const char* kByteDot = "u8 x s8 in three steps (vpmaddubsw, vpmaddwd, vpaddd)";
+FUSEDOPS_INLINE Vi dot_bytes(Vi acc, Vi x, Vi y) {
+  const __m512i pairs = _mm512_maddubs_epi16(x.v, y.v);
+  return {_mm512_add_epi32(acc.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
+}
+#endif
+
 #ifdef __AVX512BF16__
 #define FUSEDOPS_BF16_DOT 1
 constexpr bool kBf16Dot = true;

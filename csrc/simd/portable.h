@@ -193,6 +193,16 @@ FUSEDOPS_INLINE void deinterleave(Vd a, Vd b, Vd& even, Vd& odd) {
 }
 FUSEDOPS_INLINE void interleave(Vd even, Vd odd, Vd& a, Vd& b) { deinterleave(even, odd, a, b); }
 
+// No dot product of bytes here: widened to 16 bits, the narrowest that this
+// multiplies.
+struct Vi {
+  typedef int16_t reg __attribute__((vector_size(16)));
+  reg v;
+};
+constexpr int kByteProducts = 8;
+constexpr const char* kByteDot = "16-bit multiply-add (no dot product of bytes)";
+FUSEDOPS_INLINE Vi dot_bytes(Vi acc, Vi x, Vi y) { return {acc.v + x.v * y.v}; }
+
 template <class T>
 FUSEDOPS_INLINE void transpose(Vec<T> (&r)[Vec<T>::N]) {
   Vec<T> t[Vec<T>::N];

@@ -34,6 +34,11 @@
 //                                    0.
 //   prefetch(p)                      hint, any address
 //   stream_fence()                   after the last stream()
+//   copy_string(to, from, n)         n bytes by the CPU's own copy instruction,
+//   else by memcpy dot_bytes(acc, x, y)             the ISA's best products of
+//   bytes on Vi, kByteProducts of them:
+//                                    what the int8 probe runs; kByteDot says
+//                                    what it is
 #pragma once
 #include "types.h"
 
@@ -58,6 +63,13 @@ struct Vec;
 
 namespace fusedops::FUSEDOPS_ISA {
 
+FUSEDOPS_INLINE void copy_string(char* to, const char* from, int64_t n) {
+#if defined(__x86_64__)
+  __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n)::"memory");
+#else
+  __builtin_memcpy(to, from, n);
+#endif
+}
 FUSEDOPS_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
 }  // namespace fusedops::FUSEDOPS_ISA

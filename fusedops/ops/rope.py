@@ -15,6 +15,12 @@ from fusedops._library import DTYPE_NAMES, is_plain, is_transformed, ops
 from fusedops.ops.positions import positions
 
 _LAYOUTS = ("bhsd", "bshd")
+# The kernels as a call that nothing records, transforms or traces reaches them.
+_plain = ops.rope_nograd.default
+_out_plain = ops.rope_out_nograd.default
+_in_place_plain = ops.rope__nograd.default
+_qk_plain = ops.rope_qk_nograd.default
+_qk_in_place_plain = ops.rope_qk__nograd.default
 
 
 def rope(
@@ -77,12 +83,16 @@ def rope(
             "rope", x, form[0], position_ids, offset, cu_seqlens, max_seqlen
         )
     if out is not None:
+        if is_plain(x, cos, sin, out) and _library.is_ordinary(out):
+            _out_plain(x, cos, sin, position_ids, offset, *form, out)
+            _library.count_write((out,))
+            return out
         _library.refuse_recorded("rope", "out", x, cos, sin, out)
         _library.refuse_negated("rope", "out", out)
         _library.write(ops.rope_out, (x, cos, sin, position_ids, offset, *form, out), out)
         return out
     if is_plain(x, cos, sin):
-        return ops.rope_nograd(x, cos, sin, position_ids, offset, *form)
+        return _plain(x, cos, sin, position_ids, offset, *form)
     if is_transformed():
         return _formula(x, cos, sin, position_ids, offset, *form)
     return ops.rope(x, cos, sin, position_ids, offset, *form)
@@ -115,7 +125,11 @@ def rope_(
         position_ids, offset = positions(
             "rope_", x, form[0], position_ids, offset, cu_seqlens, max_seqlen
         )
-    _write("rope_", (x,), (cos, sin, position_ids, offset, *form))
+    if is_plain(x, cos, sin) and _library.is_ordinary(x):
+        _in_place_plain(x, cos, sin, position_ids, offset, *form)
+        _library.count_write((x,))
+    else:
+        _write("rope_", (x,), (cos, sin, position_ids, offset, *form))
     return x
 
 
@@ -144,7 +158,7 @@ def rope_qk(
             "rope_qk", q, form[0], position_ids, offset, cu_seqlens, max_seqlen
         )
     if is_plain(q, k, cos, sin):
-        rotated = ops.rope_qk_nograd(q, k, cos, sin, position_ids, offset, *form)
+        rotated = _qk_plain(q, k, cos, sin, position_ids, offset, *form)
     elif is_transformed():
         rotated = _formula_qk(q, k, cos, sin, position_ids, offset, *form)
     else:
@@ -175,7 +189,11 @@ def rope_qk_(
         position_ids, offset = positions(
             "rope_qk_", q, form[0], position_ids, offset, cu_seqlens, max_seqlen
         )
-    _write("rope_qk_", (q, k), (cos, sin, position_ids, offset, *form))
+    if is_plain(q, k, cos, sin) and _library.is_ordinary(q) and _library.is_ordinary(k):
+        _qk_in_place_plain(q, k, cos, sin, position_ids, offset, *form)
+        _library.count_write((q, k))
+    else:
+        _write("rope_qk_", (q, k), (cos, sin, position_ids, offset, *form))
     return q, k
 
 
@@ -483,9 +501,12 @@ for _name, _shape, _composed in (
     ("rope_qk", _fake_qk, _formula_qk),
     ("rope_qk_nograd", _fake_qk, _formula_qk),
     ("rope_", _fake_written, _copy_formula),
+    ("rope__nograd", _fake_written, _copy_formula),
     ("rope_qk_", _fake_written_qk, _copy_formula_qk),
+    ("rope_qk__nograd", _fake_written_qk, _copy_formula_qk),
     ("rope_qk_check", _fake_written_qk, _check_formula_qk),
     ("rope_out", _fake_out, _out_formula),
+    ("rope_out_nograd", _fake_out, _out_formula),
 ):
     _library.register_fake(_name, _shape)
     _library.register_fallback(_name, _composed)

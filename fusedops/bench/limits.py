@@ -1,0 +1,246 @@
+"""What this machine can do at best, measured in this process: what every row is held against.
+
+Each figure is the best that was seen: noise only ever slows a probe. Rates of memory count bytes
+read and bytes written, at a working set: all bytes that the work touches.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import fusedops
+from fusedops import _C
+from fusedops.bench.record import Limit, Regime
+
+__all__ = ["Level", "Limits", "has_matrix_unit", "levels"]
+
+UNITS = {"f16": "f32", "f32": "f32", "f64": "f64", "bf16": "bf16", "int8": "int8"}
+_FIRST, _AGAIN = 5, 2  # repeats of a probe
+
+
+class Level(NamedTuple):
+    """A level of memory, and a working set that lies in it."""
+
+    name: str
+    bytes: int
+
+
+def levels(threads: int) -> tuple[Level, ...]:
+    """The levels that so many threads use: half of each cache, then four times the last one."""
+    found = []
+    for level, kind, size, sharers in _C.cache_bytes():
+        if kind != "instruction":
+            # A private cache is there once for each thread, a shared one as often as it is needed.
+            instances = -(-threads // sharers) if sharers else 1
+            found.append(Level(f"L{level}", size * instances // 2))
+    return (*found, Level("DRAM", min(4 * _C.last_cache_bytes(), _grid()[-1])))
+
+
+class Limits:
+    """The limits for one number of threads and one instruction set.
+
+    A figure is measured when it is first asked for and kept for the process; `for_work` looks again
+    each time. Threads and instruction set are switched for a probe and restored after it.
+
+    Args:
+        threads: of torch's pool; those in use where None.
+        isa: of the probes; the one in use at each call where None.
+        progress: told the name of each probe before it runs.
+    """
+
+    def __init__(
+        self,
+        threads: int | None = None,
+        isa: str | None = None,
+        progress: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self.threads = torch.get_num_threads() if threads is None else threads
+        if self.threads < 1:
+            raise ValueError(f"threads must be at least 1 but got {threads}")
+        if isa is not None and isa not in fusedops.isa.supported():
+            supported = ", ".join(fusedops.isa.supported())
+            raise ValueError(f"isa must be one of {supported} but got {isa!r}")
+        self._isa = isa
+        self._progress = progress
+
+    @property
+    def isa(self) -> str:
+        """The instruction set of the probes."""
+        return fusedops.isa.current() if self._isa is None else self._isa
+
+    def copy(self, bytes: int, *, cold: bool = False) -> float:
+        """Bytes/s of the fastest copy at a working set of so many bytes, half of them written."""
+        return self._memory("copy", bytes, cold)
+
+    def read(self, bytes: int, *, cold: bool = False) -> float:
+        """Bytes/s of the fastest read."""
+        return self._memory("read", bytes, cold)
+
+    def in_place(self, bytes: int, *, cold: bool = False) -> float:
+        """Bytes/s of the fastest change of so many bytes where they lie, each read and written."""
+        return self._memory("in place", bytes, cold)
+
+    def fresh_copy(self, bytes: int, *, huge: bool = True) -> float:
+        """Bytes/s of the fastest copy into memory never touched before, in huge or 4 KiB pages."""
+        size = _grid()[_floor(bytes)]
+        name = f"fresh copy {'huge' if huge else '4K'}"
+        return self._best(name, size, lambda n: _C.probe_fresh_copy(size // 2, min(n, 3), huge))
+
+    def fma(self, dtype: str) -> float:
+        """Operations/s of the multiply-adds for kernels of this dtype; f16 has those of f32."""
+        return self._multiply_add(dtype)
+
+    def for_work(
+        self,
+        read: int,
+        written: int,
+        flops: int,
+        dtype: str,
+        regime: Regime,
+        *,
+        matmul: bool = False,
+    ) -> Limit:
+        """The least time for so many bytes and operations of a forward pass.
+
+        Memory: the reads at the rate of reading, and as much as is both read and written at that of
+        a copy (or of a change in place), whichever takes longer. Training is twice the bytes and
+        operations, with a matmul three times the operations. Each call probes again, for the best
+        seen.
+
+        Args:
+            read: bytes.
+            written: bytes.
+            flops: operations.
+            dtype: a name in `fusedops.testing.DTYPES`, or "int8".
+            regime: in place and cold have rates of their own.
+            matmul: whether the operations are those of a matmul.
+        """
+        passes = 2 if regime.work == "train" else 1
+        cold, both = regime.cache == "cold", min(read, written)
+        candidates = []
+        if read:
+            rate = self._memory("read", read, cold, again=True)
+            reason = f"the bytes that it reads, at {rate / 1e9:.0f} GB/s"
+            candidates.append(Limit(passes * read / rate, reason))
+        if both and regime.output == "in_place":
+            rate = self._memory("in place", both, cold, again=True)
+            reason = f"its bytes at {rate / 1e9:.0f} GB/s, the speed of a change in place"
+            candidates.append(Limit(passes * 2 * both / rate, reason))
+        elif both:
+            rate = self._memory("copy", 2 * both, cold, again=True)
+            reason = f"its bytes at {rate / 1e9:.0f} GB/s, the speed of a copy"
+            candidates.append(Limit(passes * 2 * both / rate, reason))
+        if flops:
+            rate = self._multiply_add(dtype, again=True)
+            reason = (
+                f"its operations at {rate / 1e9:.0f} GFLOP/s, "
+                f"the vector units' peak for {UNITS[dtype]}"
+            )
+            times = 3 if matmul and passes == 2 else passes
+            candidates.append(Limit(times * flops / rate, reason))
+        if not candidates:
+            return Limit(0.0, "there is nothing to do")
+        return max(candidates, key=lambda limit: limit.seconds)
+
+    def table(self) -> dict[str, float]:
+        """Every limit by name ("read L1", "copy DRAM", "fma f32"): bytes/s or operations/s."""
+        memory = levels(self.threads)
+        probes = (("read", self.read), ("copy", self.copy), ("in place", self.in_place))
+        rates = {f"{name} {level}": rate(size) for name, rate in probes for level, size in memory}
+        dram = memory[-1].bytes
+        rates["fresh copy huge"] = self.fresh_copy(dram // 2)
+        rates["fresh copy 4K"] = self.fresh_copy(dram // 2, huge=False)
+        return rates | {f"fma {unit}": self.fma(unit) for unit in ("f32", "f64", "bf16", "int8")}
+
+    def _multiply_add(self, dtype: str, again: bool = False) -> float:
+        if dtype not in UNITS:
+            raise ValueError(f"dtype must be one of {', '.join(UNITS)} but got {dtype!r}")
+        unit = UNITS[dtype]
+        self._best(f"fma {unit}", 0, lambda _: _C.probe_fma(unit), again)
+        return self._no_less(f"fma {unit}", 0)
+
+    def _memory(self, name: str, bytes: int, cold: bool, again: bool = False) -> float:
+        if bytes < 1:
+            raise ValueError(f"bytes must be at least 1 but got {bytes}")
+        grid, at = _grid(), _floor(bytes)
+        if cold:
+            # The rate is the lower the smaller or the larger the work: the better neighbour.
+            near = {at, min(at + (grid[at] < bytes), len(grid) - 1)}
+            return max(self._probed(name, grid[i], cold, again) for i in sorted(near))
+        self._probed(name, grid[at], cold, again)
+        return self._no_less(name, grid[at])
+
+    def _probed(self, name: str, size: int, cold: bool, again: bool) -> float:
+        def probe(repeats: int) -> float:
+            if name == "copy":
+                return _C.probe_copy(size // 2, repeats, cold)
+            if name == "read":
+                return _C.probe_read(size, repeats, cold)
+            return _C.probe_in_place(size, repeats, cold)
+
+        return self._best(f"{name} cold" if cold else name, size, probe, again)
+
+    def _no_less(self, name: str, size: int) -> float:
+        """The best of this probe so far, with more memory and fewer threads as well."""
+        return max(
+            rate
+            for (threads, isa, probe, seen_at), rate in _seen.items()
+            if (isa, probe) == (self.isa, name) and threads <= self.threads and seen_at >= size
+        )
+
+    def _key(self, name: str, size: int) -> tuple[int, str, str, int]:
+        return self.threads, self.isa, name, size
+
+    def _best(
+        self, name: str, size: int, probe: Callable[[int], float], again: bool = False
+    ) -> float:
+        """The best of what this probe has given, now or before."""
+        key = self._key(name, size)
+        if key not in _seen or again:
+            self._progress(f"{name}, {size >> 10} KiB" if size else name)
+            repeats = _AGAIN if key in _seen else _FIRST
+            with self._conditions():
+                _seen[key] = max(_seen.get(key, 0.0), probe(repeats))
+        return _seen[key]
+
+    @contextmanager
+    def _conditions(self) -> Iterator[None]:
+        before = torch.get_num_threads()
+        with fusedops.isa.use(self.isa):
+            torch.set_num_threads(self.threads)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(before)
+
+
+_seen: dict[tuple[int, str, str, int], float] = {}  # of (threads, isa, probe, working set)
+
+
+@cache
+def _grid() -> tuple[int, ...]:
+    """The working sets that are probed: 32 KiB to 512 MiB by factors of 1.41, as memory allows."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    steps = (int(2.0 ** (15 + half / 2)) // 1024 * 1024 for half in range(29))
+    return tuple(size for size in steps if size <= memory // 4)
+
+
+def _floor(bytes: int) -> int:
+    """Index of the largest working set of the grid that is not larger, or of the smallest one."""
+    return max(bisect_right(_grid(), bytes) - 1, 0)
+
+
+@cache
+def has_matrix_unit() -> bool:
+    """Whether matmuls can be faster than the vector units' peak: Apple's AMX, Intel's AMX."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return sys.platform == "darwin" or (cpuinfo.exists() and "amx_tile" in cpuinfo.read_text())
