@@ -1,0 +1,30 @@
+"""Peer ``fusedops``: the public op, with ``out=`` or its in-place twin where it has one."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+
+import fusedops
+from fusedops.bench.peers.peer import Peer, Thunk, always, destinations, refuse
+from fusedops.bench.record import Regime
+from fusedops.testing import Call, OpSpec
+
+__all__ = ["PEERS"]
+
+
+def _build(spec: OpSpec, call: Call, regime: Regime) -> Thunk:
+    function = spec.public()
+    if regime.output == "fresh":
+        return functools.partial(function, *call.args, **call.kwargs)
+    targets = destinations(spec, call, regime)
+    if regime.output == "in_place":
+        twin = f"{spec.name}_"
+        refuse(not hasattr(fusedops, twin), f"fusedops has no {twin}")
+        return functools.partial(getattr(fusedops, twin), *call.args, **call.kwargs)
+    takes_out = "out" in inspect.signature(function).parameters
+    refuse(not takes_out, f"fusedops.{spec.name} has no out=")
+    return functools.partial(function, *call.args, **call.kwargs, out=targets[0])
+
+
+PEERS = (Peer("fusedops", "the op of this package", False, _build, always, differentiable=True),)
