@@ -16,7 +16,7 @@ export FUSEDOPS_WERROR := 1
 SOURCES := setup.py pyproject.toml $(shell find csrc metal 2>/dev/null)
 CXX_FILES = $(shell find csrc metal -name '*.h' -o -name '*.cpp' -o -name '*.metal' 2>/dev/null)
 
-.PHONY: help build test test-fast test-wheel demo bars lint format clean
+.PHONY: help build test test-fast test-wheel demo bars docs peers lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,7 +37,12 @@ demo: build $(STAMPS)/demo ## the ladder verified and timed, and a real model wi
 	$(PY) benchmarks/demo.py
 
 bars: build $(STAMPS)/demo ## the speed that must hold, each bar with its figure (a quiet machine)
-	$(PY) benchmarks/bars.py
+	$(PY) -m fusedops bench --bars
+
+docs: build $(STAMPS)/demo ## the documents' tables and charts, from the records in benchmarks/results
+	$(PY) benchmarks/publish.py
+
+peers: build $(STAMPS)/peers ## what bench compares with: ONNX Runtime, OpenVINO, JAX (0.8 GB installed)
 
 lint: $(STAMPS)/lint ## ruff, clang-format, mypy, typos: reports, changes nothing
 	$(VENV)/bin/ruff check
@@ -69,8 +74,13 @@ $(STAMPS)/installed: $(SOURCES) $(STAMPS)/requirements
 	$(PIP) install --no-build-isolation --no-deps --editable .
 	@touch $@
 
-$(STAMPS)/test $(STAMPS)/lint: $(STAMPS)/%: requirements/%.txt $(STAMPS)/requirements
+$(STAMPS)/lint $(STAMPS)/peers: $(STAMPS)/%: requirements/%.txt $(STAMPS)/requirements
 	$(PIP) install -c requirements/build.txt -r $<
+	@touch $@
+
+$(STAMPS)/test: $(addprefix requirements/, test.txt torchtune.txt demo.txt) $(STAMPS)/requirements
+	$(PIP) install -c requirements/build.txt -r requirements/test.txt
+	$(PIP) install --no-deps -r requirements/torchtune.txt
 	@touch $@
 
 $(STAMPS)/demo: requirements/demo.txt requirements/models.txt $(STAMPS)/requirements

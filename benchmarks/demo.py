@@ -2,7 +2,6 @@
 
     make demo                                       or: python benchmarks/demo.py
     python benchmarks/demo.py --part models         only the models
-    python benchmarks/demo.py --save-docs           also docs/ladder.{md,png} and README's table
 
 Exits 1 when a result is wrong, a figure impossible or a swapped model disagrees.
 """
@@ -19,30 +18,34 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import demo_ladder
 import demo_models
-import demo_report
+
+import fusedops
+from fusedops.bench import charts, info, ladder, report
+from fusedops.bench.record import Record, Result
 
 ROOT = Path(__file__).resolve().parent.parent
+CHART = ROOT / "benchmarks" / "out" / "ladder.png"
 
 
-def show_ladder(seconds: float, save_docs: bool) -> list[str]:
+def show_ladder(seconds: float, heading: str) -> list[str]:
     """Part (a). Returns what went wrong."""
-    rows = []
-    for case in demo_ladder.article_cases():
-        measured = demo_ladder.measure(case, seconds)
-        print(demo_report.case_table(measured), flush=True)
-        rows += measured
-    chart = ROOT / "benchmarks" / "out" / "ladder.png"
-    demo_report.chart(rows, chart)
-    print(f"chart: {chart.relative_to(ROOT)}\n")
-    if save_docs:
-        docs = ROOT / "docs"
-        demo_report.chart(rows, docs / "ladder.png")
-        (docs / "ladder.md").write_text(demo_report.document(rows))
-        readme = ROOT / "README.md"
-        readme.write_text(demo_report.with_ladder(readme.read_text(), rows))
-    return [f"{row.case.title}, {row.rung}: {row.fault}" for row in rows if row.fault is not None]
+    results = []
+    for case in ladder.cases():
+        results.append(ladder.run(case, seconds))
+        print(report.case_table(results[-1], ladder.SUBJECT), flush=True)
+    charts.ladder(results, CHART, heading)
+    print(f"chart: {CHART.relative_to(ROOT)}\n")
+    return [fault for result in results for fault in faults_of(result)]
+
+
+def faults_of(result: Result) -> list[str]:
+    """Rows that are refused, and rungs that failed although they said that they can run."""
+    faults = {row.candidate: row.fault for row in result.rows if row.fault is not None}
+    for name, reason in result.absent.items():
+        if fusedops.ladder.get(result.case.op, name).unavailable is None:
+            faults[name] = reason
+    return [f"{report.title(result)}, {name}: {fault}" for name, fault in faults.items()]
 
 
 def show_models(seconds: float) -> list[str]:
@@ -59,8 +62,8 @@ def show_pair(pair: demo_models.Pair, dtypes: tuple[str, ...], seconds: float) -
     print(f"### {pair.title}\n")
     faults = []
     for c in demo_models.compare(pair, dtypes, seconds):
-        eager, fused = (demo_report.duration(q.median) for q in (c.eager, c.fused))
-        print(f"{c.dtype:4}  eager {eager}, fused {fused}: x {demo_report.ratio(c.speedup)}")
+        eager, fused = (report.duration(q.median) for q in (c.eager, c.fused))
+        print(f"{c.dtype:4}  eager {eager}, fused {fused}: x {report.ratio(c.speedup, c.noise)}")
         for check in c.checks:
             print(f"      {'ok    ' if check.holds else 'FAILED'}  {check.text}", flush=True)
         faults += [f"{pair.title}, {c.dtype}: {k.text}" for k in c.checks if not k.holds]
@@ -79,16 +82,14 @@ def show_neighbours(pair: demo_models.Pair, sentences: list[str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--part", choices=("all", "ladder", "models"), default="all")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of timing per comparison")
-    parser.add_argument(
-        "--save-docs", action="store_true", help="write docs/ladder.{md,png} and README's table"
-    )
+    parser.add_argument("--seconds", type=float, default=1.0, help="of timing per comparison")
     options = parser.parse_args()
 
-    print(f"{demo_report.machine()}\n")
+    heading = report.machine_line(Record(info.fingerprint(), {}, "demo"))
+    print(f"{heading}\n")
     faults = []
     if options.part in ("all", "ladder"):
-        faults += show_ladder(options.seconds, options.save_docs)
+        faults += show_ladder(options.seconds, heading)
     if options.part in ("all", "models"):
         faults += show_models(options.seconds)
     for fault in faults:

@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import Quantiles, interleaved
 from torch import Tensor, nn
 from torch.nn import functional
 
 import fusedops
+from fusedops.bench.record import Quantiles
+from fusedops.bench.timing import TWIN, Candidate, interleaved, noise, ratios
 from fusedops.testing import DTYPES
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
+
+LEAST_NOISE = 0.05  # below it nothing is a difference, however quiet the machine
 
 # A swap may not move float32 results: 1e-5 is some 100 roundings of a number near 1.
 FLOAT32_ERROR = 1e-5
@@ -164,33 +167,44 @@ class Check:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A pair of models in one dtype."""
+    """A pair of models in one dtype. noise: relative; below it nothing is a difference."""
 
     dtype: str
     eager: Quantiles
     fused: Quantiles
     speedup: Quantiles
+    noise: float
     checks: list[Check]
 
 
-def compare(pair: Pair, dtypes: tuple[str, ...], seconds: float = 3.0) -> Iterator[Comparison]:
-    """Time both of them in each dtype, interleaved, and check what they returned."""
+def compare(
+    pair: Pair, dtypes: tuple[str, ...], seconds: float = 3.0, rounds: int = 7
+) -> Iterator[Comparison]:
+    """Time both of them in each dtype, interleaved, and check what they returned.
+
+    rounds: at least so many, whatever the seconds.
+    """
     with torch.inference_mode():
         truth = pair.eager("f32")
         for dtype in dtypes:
             runs = {
-                "eager": lambda dtype=dtype: pair.eager(dtype),
-                "fused": lambda dtype=dtype: pair.fused(dtype),
+                "eager": Candidate(lambda dtype=dtype: pair.eager(dtype)),
+                "fused": Candidate(lambda dtype=dtype: pair.fused(dtype)),
             }
-            eager, fused = interleaved(
-                runs, label=f"{pair.title.partition(',')[0]} {dtype}", seconds=seconds
-            ).values()
+            timed = interleaved(runs, twin="fused", seconds=seconds, least=rounds)
+            eager, fused, again = (timed[name] for name in ("eager", "fused", "fused" + TWIN))
             if dtype == "f32":
                 checks = check_float32(eager.output, fused.output)
             else:
                 checks = check_narrow(truth, eager.output, fused.output)
-            speedup = fused.times_faster_than(eager)
-            yield Comparison(dtype, eager.quantiles(), fused.quantiles(), speedup, checks)
+            yield Comparison(
+                dtype,
+                Quantiles.of(eager.seconds),
+                Quantiles.of(fused.seconds),
+                ratios([fused, again], eager),
+                noise(fused, again, LEAST_NOISE),
+                checks,
+            )
 
 
 def neighbours(pair: Pair) -> list[int]:

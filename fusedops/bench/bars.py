@@ -1,0 +1,201 @@
+"""The speed that must hold: every bar of the OpSpecs with its figure.
+
+Bars on one shape, dtype, regime and number of threads share one interleaved run. A figure within a
+tenth of its bound is taken up to twice more and the median counts: machines have slow phases.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+
+from fusedops.bench.record import Case, Regime, Result, Row
+from fusedops.bench.report import digits, table
+from fusedops.bench.timing import verdict
+from fusedops.testing import SPECS, Bar
+
+__all__ = ["Check", "candidates", "check", "figure", "grouped", "holds", "text"]
+
+NEAR = 0.1  # of its bound: a figure this near is taken again
+AGAIN = 2  # times at most
+# What is as fast as another within the noise is not slower than it.
+NOT_SLOWER = "not slower"
+
+
+@dataclass
+class Check:
+    """A bar and its figures; reason says why there are none."""
+
+    op: str
+    bar: Bar
+    figures: list[float] = field(default_factory=list)
+    verdicts: list[bool] = field(default_factory=list)
+    fault: str | None = None  # of the subject: whatever its figure, the bar does not hold
+    reason: str | None = None
+
+    @property
+    def figure(self) -> float | None:
+        """The median of the figures."""
+        return statistics.median(self.figures) if self.figures else None
+
+    @property
+    def state(self) -> str:
+        """ok, FAILED or not measured."""
+        if self.fault is not None:
+            return "FAILED"
+        if self.reason is not None:
+            return "not measured"
+        if self.bar.kind == NOT_SLOWER:  # by majority, and one of two is enough
+            return "ok" if 2 * sum(self.verdicts) >= len(self.verdicts) else "FAILED"
+        value = self.figure
+        assert value is not None
+        return "ok" if holds(self.bar, value) else "FAILED"
+
+    @property
+    def near(self) -> bool:
+        """Whether one more measurement could turn the result."""
+        value = self.figure
+        if value is None or self.fault is not None:
+            return False
+        if self.bar.kind == NOT_SLOWER:
+            return self.state == "FAILED" or value < self.bar.bound
+        return abs(value / self.bar.bound - 1.0) < NEAR
+
+
+def holds(bar: Bar, value: float) -> bool:
+    """Whether a figure reaches, or stays below, what the bar wants."""
+    return value <= bar.bound if bar.kind in ("time", "us") else value >= bar.bound
+
+
+def grouped(glob: str, ops: Iterable[str], threads: int, isa: str) -> dict[Case, list[Check]]:
+    """The bars whose "op/shape" or shape matches, by the case that serves them."""
+    groups: dict[Case, list[Check]] = {}
+    for op in ops:
+        for bar in SPECS[op].bars:
+            if not any(fnmatch(name, glob) for name in (bar.shape, f"{op}/{bar.shape}", op)):
+                continue
+            case = Case(
+                op, bar.shape, bar.dtype, Regime.parse(bar.regime), bar.threads or threads, isa
+            )
+            groups.setdefault(case, []).append(Check(op, bar))
+    return groups
+
+
+def candidates(checks: Sequence[Check], every: Sequence[str], subject: str) -> list[str]:
+    """What has to run for these bars, the subject first; ``every`` is what "best" means."""
+    names = [subject]
+    for one in checks:
+        names += _against(one.bar, every)
+    return list(dict.fromkeys(names))
+
+
+def check(
+    checks: Sequence[Check],
+    every: Sequence[str],
+    subject: str,
+    run: Callable[[], Result],
+) -> None:
+    """Measure the case of these bars, as often as a figure near its bound asks for."""
+    for _ in range(1 + AGAIN):
+        result = run()
+        for one in checks:
+            figure(one, result, every, subject)
+        if not any(one.near for one in checks):
+            return
+
+
+def figure(one: Check, result: Result, every: Sequence[str], subject: str) -> None:
+    """Add to a check what a measurement of its case says."""
+    rows = {row.candidate: row for row in result.rows}
+    own = rows.get(subject)
+    if own is None:
+        one.reason = result.absent.get(subject, "it did not run")
+        return
+    if own.fault is not None:
+        one.fault = own.fault
+        return
+    kind = one.bar.kind
+    if kind == "us":
+        one.figures.append(1e6 * own.seconds.median)
+    elif kind == "limit":
+        one.figures.append(own.of_limit)
+    else:
+        best = _best(one.bar, every, rows, own)
+        if best is None:
+            one.reason = _reason(one.bar, every, rows, result)
+            return
+        ratio = own.times_faster[best.candidate]
+        one.figures.append(1.0 / ratio.median if kind == "time" else ratio.median)
+        one.verdicts.append(verdict(ratio, result.noise) != "slower")
+
+
+def text(checks: Sequence[Check]) -> str:
+    """The bars as a table, and how many hold."""
+    lines = []
+    for one in checks:
+        bar, value = one.bar, one.figure
+        sign = "<=" if bar.kind in ("time", "us") else ">="
+        bound = "noise" if bar.kind == NOT_SLOWER else digits(bar.bound)
+        lines.append(
+            (
+                one.state,
+                "" if value is None else digits(value),
+                f"{sign} {bound}",
+                _what(bar),
+                _case(one),
+                one.fault or one.reason or _again(one),
+            )
+        )
+    states = [one.state for one in checks]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in ("ok", "FAILED", "not measured"))
+    return f"{table(('', 'figure', 'bound', 'of', 'case', 'remarks'), lines)}\n\n{counts}\n"
+
+
+def _against(bar: Bar, every: Sequence[str]) -> list[str]:
+    if bar.kind in ("us", "limit"):
+        return []
+    return list(every) if bar.against == "best" else bar.against.split(",")
+
+
+def _best(bar: Bar, every: Sequence[str], rows: dict[str, Row], own: Row) -> Row | None:
+    """The fastest good row of those the bar names."""
+    named = [rows[name] for name in _against(bar, every) if name in own.times_faster]
+    good = [row for row in named if row.fault is None]
+    return min(good, key=lambda row: row.seconds.median, default=None)
+
+
+def _reason(bar: Bar, every: Sequence[str], rows: dict[str, Row], result: Result) -> str:
+    def why(name: str) -> str:
+        row = rows.get(name)
+        return result.absent.get(name, "") if row is None else row.fault or ""
+
+    return "; ".join(f"{name}: {why(name)}" for name in _against(bar, every))
+
+
+def _what(bar: Bar) -> str:
+    against = "the best other candidate" if bar.against == "best" else bar.against
+    against = against.replace(",", " and ")
+    if bar.kind == "time":
+        return f"of the time of {bar.against}"
+    return {
+        "us": "us a call",
+        "limit": "of the limit",
+        "faster": f"times faster than {against}",
+        NOT_SLOWER: f"not slower than {against}",
+    }[bar.kind]
+
+
+def _case(one: Check) -> str:
+    bar = one.bar
+    threads = "" if bar.threads is None else f", {bar.threads} thread{'s' * (bar.threads != 1)}"
+    regime = f", {bar.regime}" if bar.regime else ""
+    sample = SPECS[one.op].sample(bar.shape)
+    return f"{one.op} {sample.size} {bar.dtype}{regime}{threads} ({bar.shape})"
+
+
+def _again(one: Check) -> str:
+    if len(one.figures) < 2:
+        return ""
+    return f"median of {len(one.figures)} runs: {', '.join(digits(v) for v in one.figures)}"

@@ -1,0 +1,121 @@
+"""What a call costs besides the work: microseconds of tiny shapes, by every way to call."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fusedops
+from fusedops import _C
+from fusedops.bench.measure import COPIES, Entry
+from fusedops.bench.peers import PEERS
+from fusedops.bench.peers.peer import warm_outputs
+from fusedops.bench.record import Case, Regime
+from fusedops.bench.timing import Candidate
+from fusedops.testing import SPECS, Call, Linear, OpSpec, Sample
+
+__all__ = ["SUBJECT", "Calls", "cases"]
+
+SUBJECT = "public"
+TINY = Linear("calls/1x16->16", (1,), 16, 16, approximate="none")
+
+
+@dataclass(frozen=True)
+class Calls:
+    """A case and the ways to call that are timed in it; gradients are enabled, as they are."""
+
+    case: Case
+    sample: Sample
+    entries: tuple[Entry, ...]
+
+
+def cases(threads: int, isa: str) -> Iterator[Calls]:
+    """Rope at decode size, and gelu_linear at 1x16->16."""
+    rope = SPECS["rope"].sample("small/decode")
+    in_place = Entry("in_place", _in_place, note="fusedops.rope_")
+    direct = (
+        Entry("torch.ops", _rope_op, note="torch.ops.fusedops.rope.default"),
+        Entry("torch.ops", _gelu_linear_op, note="torch.ops.fusedops.gelu_linear.default"),
+    )
+    arrays = (
+        Entry("numpy", _rope_numpy, note="fusedops._C.rope", read=_tensor),
+        Entry("numpy", _gelu_linear_numpy, note="fusedops._C.gelu_linear", read=_tensor),
+    )
+    for op, sample, special in (
+        ("rope", rope, (direct[0], in_place, arrays[0])),
+        ("gelu_linear", TINY, (direct[1], arrays[1])),
+    ):
+        entries = (
+            Entry(SUBJECT, _public, note=f"fusedops.{op}"),
+            *special,
+            Entry("out", _out, note="out="),
+            Entry("requires_grad", _requires_grad, note="the graph is recorded"),
+            Entry("inference_mode", _inference_mode),
+            Entry.of(PEERS["eager"]),
+            Entry.of(PEERS["compile"]),
+        )
+        yield Calls(Case(op, sample.name, "f32", Regime(), threads, isa), sample, entries)
+
+
+def _public(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
+    return functools.partial(spec.public(), *call.args, **call.kwargs)
+
+
+def _out(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
+    (out,) = warm_outputs(spec, call)
+    return functools.partial(spec.public(), *call.args, **call.kwargs, out=out)
+
+
+def _requires_grad(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
+    x = call.tensors[0].detach().requires_grad_()  # the same memory
+    return functools.partial(spec.public(), x, *call.args[1:], **call.kwargs)
+
+
+def _inference_mode(spec: OpSpec, call: Call, regime: Regime) -> Candidate:
+    return Candidate(_public(spec, call, regime), around=torch.inference_mode)
+
+
+def _in_place(spec: OpSpec, call: Call, regime: Regime) -> Candidate:
+    """Each call of a batch overwrites a copy of x of its own, which is filled again untimed."""
+    x, *rest = call.args
+    assert x is not None
+    copies = [torch.empty_like(x) for _ in range(COPIES)]
+
+    def prepare() -> None:
+        for copy in copies:
+            copy.copy_(x)
+
+    runs = tuple(functools.partial(fusedops.rope_, c, *rest, **call.kwargs) for c in copies)  # type: ignore[arg-type]
+    return Candidate(runs[0], batch=runs, prepare=prepare)
+
+
+def _rope_op(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
+    k = call.kwargs
+    form = k["offset"], k["layout"] == "bshd", k["interleaved"], k["conjugate"]
+    return functools.partial(torch.ops.fusedops.rope.default, *call.args, *form)
+
+
+def _gelu_linear_op(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
+    return functools.partial(
+        torch.ops.fusedops.gelu_linear.default, *call.args, call.kwargs["approximate"]
+    )
+
+
+def _rope_numpy(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
+    x, cos, sin = (t.numpy() for t in call.tensors)
+    rows = slice(call.kwargs["offset"], call.kwargs["offset"] + x.shape[-2])
+    return functools.partial(_C.rope, x, cos[rows], sin[rows])
+
+
+def _gelu_linear_numpy(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
+    x, weight, bias = (t.numpy() for t in call.tensors)
+    return functools.partial(_C.gelu_linear, x, weight, bias, call.kwargs["approximate"])
+
+
+def _tensor(array: Any) -> Tensor:
+    return torch.from_numpy(array)

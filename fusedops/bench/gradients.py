@@ -1,0 +1,89 @@
+"""The rule for the gradients that a training case returns, cheap enough for large shapes.
+
+The gradient of a rotation is a rotation: the op's own bound judges it. Other gradients are sums of
+products of rounded numbers; they are held to float64 with PyTorch's own error as the yardstick: all
+elements together by twice its RMS, each by 1.1 times its error there or 16 times its RMS. Where
+PyTorch is exact, one rounding is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedops.testing import Call, OpSpec, ulp
+from fusedops.verification.judge import OWN, Judge, Verdict, finite, plain
+from fusedops.verification.perturb import vjp
+
+__all__ = ["GradientJudge"]
+
+RMS, ELEMENT = 2.0, 16.0  # times the RMS of PyTorch's own error
+
+
+class GradientJudge:
+    """Judges gradients of the tensors that a call learns; the truth is computed once, on use."""
+
+    def __init__(self, spec: OpSpec, call: Call, cotangents: Sequence[Tensor]) -> None:
+        self.spec, self.call, self.cotangents = spec, call, tuple(cotangents)
+
+    def __call__(self, gradients: Sequence[Any]) -> Verdict:
+        """The verdict on what a candidate returned as gradients."""
+        if self.spec.home == "rope":
+            return self._rotation(gradients)
+        wanted = self.exact
+        if len(gradients) != len(wanted):
+            return _lost(f"{len(gradients)} gradients, wanted {len(wanted)}")
+        errors = []
+        for index, (g, exact, own) in enumerate(zip(gradients, wanted, self.own, strict=True)):
+            if type(g) is not Tensor or g.dtype != own.dtype or g.shape != own.shape:
+                what = f"{g.dtype} {[*g.shape]}" if isinstance(g, Tensor) else type(g).__name__
+                wants = f"{own.dtype} {[*own.shape]}"
+                return _lost(f"gradient {index}: got {what}, wanted {wants}")
+            errors.append(_error(g.to(torch.float64), exact, own))
+        worst = max(errors)
+        fault = None
+        if worst > 1.0:
+            index = errors.index(worst)
+            fault = f"gradient {index}: the error is {worst:.3g} times what is allowed"
+        return Verdict(fault, worst)
+
+    @cached_property
+    def exact(self) -> tuple[Tensor, ...]:
+        """The gradients in float64."""
+        wide = self.call.map(lambda t: t.to(torch.float64))
+        return vjp(self.spec.reference, wide, [c.to(torch.float64) for c in self.cotangents])
+
+    @cached_property
+    def own(self) -> tuple[Tensor, ...]:
+        """PyTorch's own gradients."""
+        return vjp(plain(self.spec), self.call, self.cotangents)
+
+    @cached_property
+    def _rotation(self) -> Judge:
+        rest = self.call.args[len(self.cotangents) :]
+        kwargs = {**self.call.kwargs, "conjugate": not self.call.kwargs["conjugate"]}
+        return Judge(self.spec, Call((*self.cotangents, *rest), kwargs))
+
+
+def _error(value: Tensor, exact: Tensor, own: Tensor) -> float:
+    """The error in units of what is allowed; infinity where a number is not finite."""
+    if value.numel() == 0:
+        return 0.0
+    if not value.isfinite().all():
+        return math.inf
+    error, theirs = (value - exact).abs(), finite(own.to(torch.float64) - exact)
+    unit = ulp(exact, own.dtype)
+    if own.dtype == torch.float64:  # in which the oracle errs as much itself
+        unit = 8.0 * unit
+    rms, allowed = (t.square().mean().sqrt() for t in (error, torch.maximum(theirs, 0.3 * unit)))
+    each = torch.maximum(OWN * theirs, unit + ELEMENT * allowed)
+    return max((rms / (RMS * allowed)).item(), (error / each).max().item())
+
+
+def _lost(fault: str) -> Verdict:
+    return Verdict(fault, math.inf, math.inf)

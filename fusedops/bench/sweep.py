@@ -1,0 +1,105 @@
+"""Random shapes, seeded: the worst rows, and those that lose.
+
+The shapes come from ``OpSpec.random``: primes and tails as well as round sizes. A row that loses
+is measured once more before it counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fusedops.bench.record import Case, Quantiles, Regime, Result
+from fusedops.bench.report import best_other, duration, percent, standing, table
+from fusedops.bench.timing import verdict
+from fusedops.testing import SPECS, Sample
+
+__all__ = ["Shape", "loses", "shapes", "text"]
+
+WORST = 10  # rows of each table
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One case of a sweep, and the sample that it runs."""
+
+    case: Case
+    sample: Sample
+
+
+def shapes(
+    op: str,
+    count: int,
+    seed: int,
+    dtypes: Sequence[str],
+    regime: Regime,
+    threads: int,
+    isa: str,
+) -> Iterator[Shape]:
+    """That many, the same ones for the same seed."""
+    g = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        sample = SPECS[op].random(g)
+        dtype = dtypes[int(torch.randint(len(dtypes), (), generator=g))]
+        yield Shape(Case(op, sample.name, dtype, regime, threads, isa), sample)
+
+
+def loses(result: Result, subject: str) -> bool:
+    """Whether the best other candidate is faster beyond noise, or the subject is refused."""
+    own = next((row for row in result.rows if row.candidate == subject), None)
+    if own is None or own.fault is not None:
+        return True
+    against = standing(result, subject)
+    return against is not None and verdict(against[1], result.noise) == "slower"
+
+
+def text(results: Sequence[Result], lost: Sequence[Result], subject: str) -> str:
+    """The worst rows by speed against the best other candidate, and by the share of the limit."""
+    of_limit = sorted(results, key=lambda r: _of_limit(r, subject))[:WORST]
+    speed = sorted((r for r in results if standing(r, subject)), key=lambda r: _ratio(r, subject))
+    parts = []
+    if speed:
+        parts += ["### Worst against the best other candidate", _table(speed[:WORST], subject)]
+    parts += ["### Farthest from the limit", _table(of_limit, subject)]
+    parts.append(
+        f"{len(results)} shapes, {len(lost)} of them lost"
+        + "".join(f"\n  {r.case.op} {r.case.shape} {r.case.dtype}" for r in lost)
+    )
+    return "\n\n".join(parts)
+
+
+def _table(results: Sequence[Result], subject: str) -> str:
+    lines = []
+    for result in results:
+        own = next((row for row in result.rows if row.candidate == subject), None)
+        best, against = best_other(result, subject), standing(result, subject)
+        if own is None:
+            cells = ("not run", "", "", "", result.absent.get(subject, ""))
+        else:
+            cells = (
+                duration(own.seconds.median),
+                "" if best is None else f"{best.candidate}, {duration(best.seconds.median)}",
+                "" if against is None else _ratio_text(against[1], result.noise),
+                percent(own.of_limit),
+                own.fault or "verified",
+            )
+        lines.append((f"{result.size} {result.case.dtype}", *cells, result.case.shape))
+    columns = ("case", subject, "best other", "times faster", "of limit", "", "shape")
+    return table(columns, lines)
+
+
+def _ratio_text(quantiles: Quantiles, noise: float) -> str:
+    said = verdict(quantiles, noise)
+    suffix = {"faster": "", "slower": " LOSES", "no difference": " (no difference)"}[said]
+    return f"{quantiles.median:.2f}{suffix}"
+
+
+def _ratio(result: Result, subject: str) -> float:
+    against = standing(result, subject)
+    return 1.0 if against is None else against[1].median
+
+
+def _of_limit(result: Result, subject: str) -> float:
+    return next((row.of_limit for row in result.rows if row.candidate == subject), 0.0)

@@ -1,0 +1,153 @@
+"""Each bar has its figure, and one that falls short is found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+from bench_fakes import around, result, row
+
+from fusedops.bench import bars
+from fusedops.bench.bars import Check
+from fusedops.bench.peers import PEERS
+from fusedops.bench.record import Regime, Result
+from fusedops.bench.yardsticks import YARDSTICKS
+from fusedops.testing import DTYPES, SPECS, Bar
+
+PEER_NAMES = ["eager", "onednn", "jax"]
+
+
+def bar(kind: str, bound: float, against: str = "") -> Bar:
+    return Bar("bert-base/128", "f32", kind, bound, against)  # type: ignore[arg-type]
+
+
+def measured(ratio: float = 2.0, onednn: float = 0.9) -> Result:
+    """Ours takes 1 s; eager ``ratio`` times as long, oneDNN ``onednn`` times, a copy half."""
+    factors = {"eager": ratio, "onednn": onednn, "copy": 0.5}
+    ours = row("fusedops", 1.0, {name: around(f) for name, f in factors.items()}, of_limit=0.8)
+    others = tuple(row(name, f) for name, f in factors.items())
+    return dataclasses.replace(result(), rows=(ours, *others))
+
+
+def state(one: Bar, found: Result) -> tuple[str, float | None]:
+    check = Check("gelu_linear", one)
+    bars.figure(check, found, PEER_NAMES, "fusedops")
+    figure = check.figure
+    return check.state, None if figure is None else round(figure, 3)
+
+
+@pytest.mark.parametrize(
+    ("one", "expected"),
+    [
+        (bar("faster", 1.5, "eager"), ("ok", 2.0)),
+        (bar("faster", 2.5, "eager"), ("FAILED", 2.0)),
+        (bar("faster", 0.8, "best"), ("ok", 0.9)),
+        (bar("faster", 1.0, "eager,onednn"), ("FAILED", 0.9)),
+        (bar("not slower", 1.0, "eager"), ("ok", 2.0)),
+        (bar("not slower", 1.0, "best"), ("FAILED", 0.9)),
+        (bar("time", 2.1, "copy"), ("ok", 2.0)),
+        (bar("time", 1.5, "copy"), ("FAILED", 2.0)),
+        (bar("us", 2e6), ("ok", 1e6)),
+        (bar("us", 1e5), ("FAILED", 1e6)),
+        (bar("limit", 0.8), ("ok", 0.8)),
+        (bar("limit", 0.81), ("FAILED", 0.8)),
+        (bar("faster", 1.5, "jax"), ("not measured", None)),
+        (bar("faster", 1.5, "jax,eager"), ("ok", 2.0)),
+    ],
+)
+def test_figure_and_state(one: Bar, expected: tuple[str, float | None]) -> None:
+    assert state(one, measured()) == expected
+
+
+def test_slower_within_the_noise_is_not_slower() -> None:
+    assert state(bar("not slower", 1.0, "onednn"), measured(onednn=0.97)) == ("ok", 0.97)
+
+
+def test_peer_that_is_refused_is_no_rival() -> None:
+    found = measured()
+    cheat = dataclasses.replace(found.rows[2], fault="wrong")
+    found = dataclasses.replace(found, rows=(*found.rows[:2], cheat, found.rows[3]))
+    assert state(bar("not slower", 1.0, "best"), found) == ("ok", 2.0)
+    one = Check("gelu_linear", bar("faster", 1.0, "onednn"))
+    bars.figure(one, found, PEER_NAMES, "fusedops")
+    assert (one.state, one.reason) == ("not measured", "onednn: wrong")
+
+
+def test_refused_subject_fails_whatever_its_figure() -> None:
+    found = measured()
+    ours = dataclasses.replace(found.rows[0], fault="wrong")
+    found = dataclasses.replace(found, rows=(ours, *found.rows[1:]))
+    assert state(bar("faster", 0.1, "eager"), found) == ("FAILED", None)
+
+
+def test_subject_that_cannot_is_not_measured() -> None:
+    found = dataclasses.replace(measured(), rows=(), absent={"fusedops": "it has no out="})
+    one = Check("gelu_linear", bar("limit", 0.1))
+    bars.figure(one, found, PEER_NAMES, "fusedops")
+    assert (one.state, one.reason) == ("not measured", "it has no out=")
+
+
+def runs(*results: Result) -> Iterator[Result]:
+    yield from results
+    pytest.fail("one measurement too many")
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ([3.0], "ok"),
+        ([1.0], "FAILED"),
+        ([1.9, 2.1, 2.2], "ok"),
+        ([2.1, 1.9, 1.9], "FAILED"),
+    ],
+)
+def test_figure_near_its_bound_is_taken_again(figures: list[float], expected: str) -> None:
+    one = Check("gelu_linear", bar("faster", 2.0, "eager"))
+    source = runs(*(measured(ratio) for ratio in figures))
+    bars.check([one], PEER_NAMES, "fusedops", lambda: next(source))
+    assert one.state == expected
+    assert len(one.figures) == len(figures)
+
+
+def test_bars_of_a_case_share_one_run() -> None:
+    groups = bars.grouped("*", SPECS, 2, "portable")
+    assert sum(map(len, groups.values())) == sum(len(spec.bars) for spec in SPECS.values())
+    assert any(len(checks) > 1 for checks in groups.values())
+    for case, checks in groups.items():
+        assert {(one.op, one.bar.shape, one.bar.dtype) for one in checks} == {
+            (case.op, case.shape, case.dtype)
+        }
+        assert {one.bar.threads or 2 for one in checks} == {case.threads}
+
+
+def test_glob_picks_bars() -> None:
+    assert {case.op for case in bars.grouped("rope_qk", SPECS, 2, "")} == {"rope_qk"}
+    shapes = {case.shape for case in bars.grouped("article/*", SPECS, 2, "")}
+    assert shapes == {"article/rope", "article/gelu_linear"}
+
+
+def test_candidates_of_a_run() -> None:
+    checks = [Check("gelu_linear", bar("faster", 1.0, "best")), Check("rope", bar("us", 1.0))]
+    assert bars.candidates(checks, PEER_NAMES, "fusedops") == ["fusedops", *PEER_NAMES]
+
+
+@pytest.mark.parametrize("op", SPECS)
+def test_every_bar_names_what_exists(op: str) -> None:
+    for one in SPECS[op].bars:
+        assert SPECS[op].sample(one.shape).name == one.shape
+        assert one.dtype in DTYPES
+        Regime.parse(one.regime)
+        names = [] if one.against in ("", "best") else one.against.split(",")
+        assert set(names) <= PEERS.keys() | YARDSTICKS.keys()
+        assert (one.kind in ("us", "limit")) == (one.against == "")
+
+
+def test_table_counts_and_explains() -> None:
+    short, good = Check("gelu_linear", bar("limit", 0.9)), Check("gelu_linear", bar("limit", 0.7))
+    missing = Check("gelu_linear", bar("faster", 1.0, "jax"))
+    for one in (short, good, missing):
+        bars.figure(one, measured(), PEER_NAMES, "fusedops")
+    shown = bars.text([short, good, missing])
+    assert shown.endswith("1 ok, 1 FAILED, 1 not measured\n")
+    assert "jax: jax not installed: make peers" in shown
