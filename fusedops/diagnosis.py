@@ -144,6 +144,10 @@ def doctor(
     return Diagnosis(tuple(sorted(_examine(case, _ROWS), key=lambda finding: not finding.error)))
 
 
+# What an error message does not say itself.
+_TELLING = ("width", "axis", "layout", "angles", "full", "pairing", "swapped", "cache")
+
+
 def hint(
     x: Tensor,
     cos: Tensor,
@@ -155,7 +159,7 @@ def hint(
     offset: int | Tensor = 0,
     full: bool = False,
 ) -> str:
-    """One sentence for an error message: what the mistake may have been; "" where nobody knows.
+    """A hint for an error message, in one line: what the mistake may have been; "" where nobody knows.
 
     Looks at no more than 64 rows of the tables, and never raises. full: the caller wants full-width
     tables, and says so itself.
@@ -163,10 +167,9 @@ def hint(
     if x.dim() not in (3, 4) or layout not in ("bhsd", "bshd"):
         return ""
     case = _Case(x, None, cos, sin, layout, interleaved, position_ids, offset)
-    shapes = ("dtype", "device", "positions")  # the op says these itself
     for finding in _examine(case, _HINT_ROWS):
-        if finding.error and finding.kind not in shapes and not (full and finding.kind == "full"):
-            return f"{finding.seen[0].upper()}{finding.seen[1:]}: {finding.advice}"
+        if finding.error and finding.kind in _TELLING and not (full and finding.kind == "full"):
+            return f"Hint: {finding.seen}: {finding.advice}"
     return ""
 
 
@@ -217,7 +220,7 @@ def _shapes(c: _Case) -> Iterator[Finding]:
     elif c.cos.dim() == 4:
         axis = 1 if c.cos.shape[1] == 1 else 2
         seen = f"the tables have four dimensions, {[*c.cos.shape]}: an axis for heads was put in"
-        yield Finding("shape", seen, f"take it out with cos.squeeze({axis}), sin.squeeze({axis})")
+        yield Finding("axis", seen, f"take it out with cos.squeeze({axis}), sin.squeeze({axis})")
     elif c.cos.dim() not in (2, 3):
         seen = f"the tables are {[*c.cos.shape]}"
         yield Finding("shape", seen, "they must be [positions, r / 2] or [batch, seq, r / 2]")
@@ -231,8 +234,8 @@ def _width(c: _Case) -> Iterator[Finding]:
 
 def _too_wide(c: _Case) -> Finding:
     seen = f"the tables have {c.width} columns, which is more than half of head_dim {c.head_dim}"
-    if c.width % 2 or c.head_dim % 2:
-        return Finding("width", seen, "pass r / 2 columns, where r is even and at most head_dim")
+    if c.width % 2 or c.head_dim % 2 or c.width > c.head_dim:
+        return Finding("shape", seen, "pass r / 2 columns, where r is even and at most head_dim")
     advice = f"pass one of each pair of columns, such as cos[..., :{c.width // 2}]"
     return Finding("width", seen, advice)
 

@@ -178,7 +178,7 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
         "pass one of each pair of columns, such as cos[..., :8]",
     ),
     "odd": (
-        "width",
+        "shape",
         {"q": torch.randn(B, H, S, 15), "cos": COS, "sin": SIN},
         "pass r / 2 columns, where r is even and at most head_dim",
     ),
@@ -248,7 +248,7 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
     "device": ("device", {"cos": COS.to("meta"), "sin": SIN}, "move it with cos.to(q.device)"),
     "shapes": ("shape", {"cos": COS, "sin": SIN[1:]}, "both come from the same angles"),
     "four": (
-        "shape",
+        "axis",
         {"cos": COS[None, None], "sin": SIN[None, None]},
         "take it out with cos.squeeze(1), sin.squeeze(1)",
     ),
@@ -281,11 +281,12 @@ def test_hint_is_one_sentence_or_nothing(name: str) -> None:
     call["x"] = call.pop("q")
     call.pop("k", None)
     sentence = hint(**call)
-    if kind in ("positions", "dtype", "device") or name in ("axis-of-k",):
+    said_by_the_op = ("positions", "dtype", "device", "shape", "values", "rounded")
+    if kind in said_by_the_op or name in ("axis-of-k",):
         assert sentence == ""
     else:
+        assert sentence.startswith("Hint: ")
         assert sentence.endswith(f": {advice}")
-        assert sentence[0].isupper()
         assert "\n" not in sentence
 
 
@@ -336,7 +337,7 @@ def test_doctor_changes_nothing_and_needs_no_gradient() -> None:
 def test_without_values_shapes_are_looked_at(device: str) -> None:
     x, cos, sin = (t.to(device) for t in (q(), full(COS), full(SIN)))
     assert found(doctor(x, None, cos, sin)) == ["width"]
-    assert hint(x, cos, sin).startswith("The tables have 16 columns, which is more than half")
+    assert hint(x, cos, sin).startswith("Hint: the tables have 16 columns, which is more than half")
     assert doctor(x, None, COS.to(device), SIN.to(device))
 
 
@@ -348,7 +349,7 @@ def test_hint_inside_a_transform_never_raises() -> None:
         return x
 
     torch.func.vmap(function)(torch.randn(3, B, H, S, D))
-    assert seen == ["The tables have 16 columns, which is more than half of head_dim 16: "
+    assert seen == ["Hint: the tables have 16 columns, which is more than half of head_dim 16: "
                     "pass one of each pair of columns, such as cos[..., :8]"]  # fmt: skip
 
 

@@ -1046,6 +1046,15 @@ def test_every_op_is_opchecked() -> None:
     assert {op for op, _ in op_calls().values()} == {n for n in names if n.startswith("rope")}
 
 
+def test_error_has_a_hint_where_the_doctor_knows_more() -> None:
+    cos, sin = angles(16, 4)
+    wide = [torch.cat((t, t), dim=-1) for t in (cos, sin)]
+    with pytest.raises(RuntimeError, match=r"\. Hint: the tables .* pass one of each pair"):
+        fusedops.rope(x_of(), *wide)
+    with pytest.raises(RuntimeError, match=r"but got 99 \+ 0$"):
+        fusedops.rope(x_of(), cos, sin, torch.full((5,), 99))
+
+
 # --- the compiler ---------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import torch
@@ -91,11 +92,14 @@ def rope(
         _library.refuse_negated("rope", "out", out)
         _library.write(ops.rope_out, (x, cos, sin, position_ids, offset, *form, out), out)
         return out
-    if is_plain(x, cos, sin):
-        return _plain(x, cos, sin, position_ids, offset, *form)
-    if is_transformed():
-        return _formula(x, cos, sin, position_ids, offset, *form)
-    return ops.rope(x, cos, sin, position_ids, offset, *form)
+    try:
+        if is_plain(x, cos, sin):
+            return _plain(x, cos, sin, position_ids, offset, *form)
+        if is_transformed():
+            return _formula(x, cos, sin, position_ids, offset, *form)
+        return ops.rope(x, cos, sin, position_ids, offset, *form)
+    except RuntimeError as error:
+        raise _hinted(error, x, cos, sin, position_ids, offset, *form) from None
 
 
 def rope_(
@@ -125,11 +129,14 @@ def rope_(
         position_ids, offset = positions(
             "rope_", x, form[0], position_ids, offset, cu_seqlens, max_seqlen
         )
-    if is_plain(x, cos, sin) and _library.is_ordinary(x):
-        _in_place_plain(x, cos, sin, position_ids, offset, *form)
-        _library.count_write((x,))
-    else:
-        _write("rope_", (x,), (cos, sin, position_ids, offset, *form))
+    try:
+        if is_plain(x, cos, sin) and _library.is_ordinary(x):
+            _in_place_plain(x, cos, sin, position_ids, offset, *form)
+            _library.count_write((x,))
+        else:
+            _write("rope_", (x,), (cos, sin, position_ids, offset, *form))
+    except RuntimeError as error:
+        raise _hinted(error, x, cos, sin, position_ids, offset, *form) from None
     return x
 
 
@@ -157,12 +164,15 @@ def rope_qk(
         position_ids, offset = positions(
             "rope_qk", q, form[0], position_ids, offset, cu_seqlens, max_seqlen
         )
-    if is_plain(q, k, cos, sin):
-        rotated = _qk_plain(q, k, cos, sin, position_ids, offset, *form)
-    elif is_transformed():
-        rotated = _formula_qk(q, k, cos, sin, position_ids, offset, *form)
-    else:
-        rotated = ops.rope_qk(q, k, cos, sin, position_ids, offset, *form)
+    try:
+        if is_plain(q, k, cos, sin):
+            rotated = _qk_plain(q, k, cos, sin, position_ids, offset, *form)
+        elif is_transformed():
+            rotated = _formula_qk(q, k, cos, sin, position_ids, offset, *form)
+        else:
+            rotated = ops.rope_qk(q, k, cos, sin, position_ids, offset, *form)
+    except RuntimeError as error:
+        raise _hinted(error, q, cos, sin, position_ids, offset, *form) from None
     return rotated[0], rotated[1]
 
 
@@ -189,11 +199,14 @@ def rope_qk_(
         position_ids, offset = positions(
             "rope_qk_", q, form[0], position_ids, offset, cu_seqlens, max_seqlen
         )
-    if is_plain(q, k, cos, sin) and _library.is_ordinary(q) and _library.is_ordinary(k):
-        _qk_in_place_plain(q, k, cos, sin, position_ids, offset, *form)
-        _library.count_write((q, k))
-    else:
-        _write("rope_qk_", (q, k), (cos, sin, position_ids, offset, *form))
+    try:
+        if is_plain(q, k, cos, sin) and _library.is_ordinary(q) and _library.is_ordinary(k):
+            _qk_in_place_plain(q, k, cos, sin, position_ids, offset, *form)
+            _library.count_write((q, k))
+        else:
+            _write("rope_qk_", (q, k), (cos, sin, position_ids, offset, *form))
+    except RuntimeError as error:
+        raise _hinted(error, q, cos, sin, position_ids, offset, *form) from None
     return q, k
 
 
@@ -201,6 +214,34 @@ def _form(op: str, layout: str) -> bool:
     if layout not in _LAYOUTS:
         raise RuntimeError(f"[{op}] layout must be 'bhsd' or 'bshd' but got {layout!r}")
     return layout == "bshd"
+
+
+def _hinted(
+    error: RuntimeError,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None,
+    offset: int,
+    bshd: bool,
+    interleaved: bool,
+    conjugate: bool,
+) -> RuntimeError:
+    """The error of a check, with a sentence of ``fusedops.doctor`` where it knows the mistake."""
+    from fusedops.diagnosis import hint
+
+    if not re.match(r"\[rope.*(rotary_dim|table|cos must)", str(error)):
+        return error
+    advice = hint(
+        x,
+        cos,
+        sin,
+        _LAYOUTS[bshd],
+        interleaved=interleaved,
+        position_ids=position_ids,
+        offset=offset,
+    )
+    return RuntimeError(f"{error}. {advice}") if advice else error
 
 
 # The ops as formulas, with the ops' own arguments.
