@@ -159,7 +159,7 @@ def hint(
     offset: int | Tensor = 0,
     full: bool = False,
 ) -> str:
-    """A hint for an error message, in one line: what the mistake may have been; "" where nobody knows.
+    """A hint for an error message, in one line; "" where nobody knows what the mistake was.
 
     Looks at no more than 64 rows of the tables, and never raises. full: the caller wants full-width
     tables, and says so itself.

@@ -265,6 +265,7 @@ def fake(checkout: Path, module: str, text: str) -> None:
     (checkout / "fakes" / f"{module}.py").write_text(text)
 
 
+@pytest.mark.slow
 @source
 def test_missing_compiler(checkout: Path) -> None:
     name = "no-such-compiler -m64"

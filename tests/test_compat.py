@@ -233,8 +233,9 @@ def test_transformers_compares_tables_once_and_again_when_they_change() -> None:
         (
             "apply_rotary_pos_emb",
             "cos and sin must repeat the first half of each row in the second but got a table that "
-            "does not. Hint: the tables are full width: each column is there twice, side by side, which "
-            "goes with pairs of neighbours: pass cos[..., ::2], sin[..., ::2] and interleaved=True",
+            "does not. Hint: the tables are full width: each column is there twice, side by side, "
+            "which goes with pairs of neighbours: pass cos[..., ::2], sin[..., ::2] and "
+            "interleaved=True",
         ),
         ("apply_rotary_pos_emb_cohere", None),
     ],

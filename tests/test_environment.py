@@ -541,6 +541,7 @@ def test_environment_chooses(name: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{expected}\n", "")
 
 
+@pytest.mark.slow
 def test_environment_with_an_unknown_name_is_refused() -> None:
     done = python(SHOW, FUSEDOPS_ISA="sse9")
     assert done.returncode == 1

@@ -243,6 +243,7 @@ def op_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", op_calls())
 def test_opcheck(call: str) -> None:
     op, arguments = op_calls()[call]

@@ -394,6 +394,7 @@ def test_every_op_is_opchecked() -> None:
     }
 
 
+@pytest.mark.slow
 @each_save
 @each_variant
 def test_compiled_training(approximate: str, save: str) -> None:

@@ -27,7 +27,14 @@ def _name(mutant: Mutant) -> str:
 # --- verify ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=_name)
+# Every fifth in the fast lane.
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        pytest.param(mutant, id=_name(mutant), marks=[pytest.mark.slow] if i % 5 else [])
+        for i, mutant in enumerate(MUTANTS)
+    ],
+)
 def test_verify_kills(mutant: Mutant) -> None:
     report = killtable.verdict(mutant, inputs="quick")
     assert mutant.killed_by <= report.failed(), str(report)

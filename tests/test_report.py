@@ -278,6 +278,7 @@ def test_limits_are_a_grid_of_memory_and_a_list_of_others() -> None:
 # --- charts ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_charts_carry_the_digest_of_what_they_show(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="requirements/demo.txt is not installed")
     cases = [result({"eager": 4e-3, "cpp_fused": 1e-3}), FINE]

@@ -21,7 +21,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "target",
+        nargs="?",
         help="FILE.py:NAME, MODULE:NAME (in a process of its own), torch.ops.NS.NAME, rung:OP/RUNG",
+    )
+    parser.add_argument(
+        "--mutants",
+        action="store_true",
+        help="print what verify and other projects' rules say of planted wrong kernels",
     )
     parser.add_argument("--op", choices=[*SPECS], help="the op it computes; a rung knows")
     parser.add_argument("--against", metavar="REF", help="the reference, named like a target")
@@ -57,6 +63,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     """Verify, print the table, and return the exit code."""
     effort = "quick" if options.quick else "full" if options.full else "standard"
+    if options.mutants == (options.target is not None):
+        sys.stderr.write("fusedops verify: give a target, or --mutants\n")
+        return 2
+    if options.mutants:
+        from fusedops.verification import killtable
+
+        return killtable.main(inputs="quick" if options.quick else "standard")
     try:
         if options.json is not None:
             options.json.touch()  # a report that cannot be written is better known now
