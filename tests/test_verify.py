@@ -130,6 +130,7 @@ def test_rung_passes(rung: ladder.Rung) -> None:
 def test_compiled_kernel_passes(op: str, samples: list[str]) -> None:
     report = verify(ladder.get(op, "compile"), samples=samples, dtypes=["f32", "bf16"])
     assert report.passed, report
+    assert torch._dynamo.config.automatic_dynamic_shapes, "the compiler's settings have changed"
 
 
 @pytest.mark.slow

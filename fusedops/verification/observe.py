@@ -15,8 +15,8 @@ import time
 import timeit
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -250,6 +250,15 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
+def _compiler_settings() -> AbstractContextManager[Any]:
+    """Keeps what a function of torch.compile forgets to set back when a mode makes it run eager."""
+    dynamo: Any = sys.modules.get("torch._dynamo")
+    if dynamo is None:
+        return nullcontext()
+    kept = dynamo.config.automatic_dynamic_shapes
+    return cast(AbstractContextManager[Any], dynamo.config.patch(automatic_dynamic_shapes=kept))
+
+
 def _operations(kernel: Callable[..., Any], request: dict[str, Any]) -> dict[str, Any]:
     """What PyTorch was asked to do, and whether the reference's own code ran."""
     codes, ran = {tuple(code) for code in request["codes"]}, []
@@ -260,12 +269,14 @@ def _operations(kernel: Callable[..., Any], request: dict[str, Any]) -> dict[str
             ran.append(code.co_name)
 
     log, before = _Log(), sys.getprofile()
-    sys.setprofile(profile)
+    if before is None:  # a profiler of somebody else's, which may not be put back, goes on instead
+        sys.setprofile(profile)
     try:
-        with log:
+        with log, _compiler_settings():
             record, _ = _run(kernel, request["args"], request["kwargs"])
     finally:
-        sys.setprofile(before)
+        if before is None:
+            sys.setprofile(None)
     return {"record": record, "operations": log.names, "reference": sorted({*ran})}
 
 
