@@ -340,12 +340,12 @@ def test_least_time(
 
 def test_copy_is_asked_for_half_of_the_working_set(fake: FakeProbes) -> None:
     one = Limits(1)
-    assert (one.copy(2000), one.read(2000), one.in_place(2000)) == (20.0, 50.0, 30.0)
-    assert [call[:2] for call in fake.asked] == [("copy", 1000), ("read", 2000), ("in_place", 2000)]
+    assert (one.copy(2048), one.read(2048), one.in_place(2048)) == (20.0, 50.0, 30.0)
+    assert [call[:2] for call in fake.asked] == [("copy", 1024), ("read", 2048), ("in_place", 2048)]
 
 
-@pytest.mark.parametrize(("size", "at"), [(1, 1000), (1999, 1000), (2000, 2000), (10**9, 8000)])
-def test_working_set_is_rounded_down(size: int, at: int, fake: FakeProbes) -> None:
+@pytest.mark.parametrize(("size", "at"), [(1, 1000), (2047, 1024), (3500, 3072), (10**9, 8000)])
+def test_working_set_is_rounded_down_to_a_kibibyte(size: int, at: int, fake: FakeProbes) -> None:
     Limits(1).read(size)
     assert fake.asked[0][1] == at
 
@@ -356,7 +356,7 @@ def test_cold_rate_is_of_the_better_neighbour(fake: FakeProbes) -> None:
 
 
 def test_figure_is_measured_once(fake: FakeProbes) -> None:
-    assert Limits(1).read(2000) == Limits(1).read(2500)
+    assert Limits(1).read(2048) == Limits(1).read(2500)
     assert len(fake.asked) == 1
     Limits(1, fusedops.isa.supported()[-1]).read(2000)
     Limits(2).read(2000)

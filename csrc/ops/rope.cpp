@@ -406,7 +406,7 @@ void run_rope(const RopeArgs* given, size_t tensors, DType x, DType table) {
     // threads busy. In bshd the next row in memory is the next head.
     a.block = a.x_head < a.x_seq ? 1 : std::clamp<int64_t>(tokens / (8 * thread_count()), 32, 512);
     a.prefetch = size > (1 << 20) ? 8192 : 0;
-    a.stream = a.x != a.y && size > last_cache_bytes() / 2;
+    a.stream = a.x != a.y && size >= last_cache_bytes() / 2;
     units[i] = a.batch * ((a.seq + a.block - 1) / a.block) * a.heads;
     total += units[i];
     elements += tokens * a.head_dim;

@@ -46,14 +46,22 @@ FUSEDOPS_INLINE __m512 widen(__m256i h, const bf16*) {
 FUSEDOPS_INLINE __m256i narrow(__m512 v, const f16*) {
   return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-// In integers: vcvtneps2bf16 would flush subnormals to zero.
-FUSEDOPS_INLINE __m256i narrow(__m512 v, const bf16*) {
+FUSEDOPS_INLINE __m256i narrow_in_integers(__m512 v) {
   const __m512i u = _mm512_castps_si512(v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
   __m512i r = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
   const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   r = _mm512_mask_or_epi32(r, nan, u, _mm512_set1_epi32(0x400000));
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+}
+FUSEDOPS_INLINE __m256i narrow(__m512 v, const bf16*) {
+#ifdef __AVX512BF16__
+  // The instruction is right but for subnormals, which it takes as zero.
+  constexpr int subnormal = 0x20;
+  if (_mm512_fpclass_ps_mask(v, subnormal) == 0) [[likely]]
+    return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v));
+#endif
+  return narrow_in_integers(v);
 }
 
 template <class V, class T>

@@ -112,9 +112,10 @@ class Limits:
         """The least time for so many bytes and operations of a forward pass.
 
         Memory: the reads at the rate of reading, and as much as is both read and written at that of
-        a copy (or of a change in place), whichever takes longer. Training is twice the bytes and
-        operations, with a matmul three times the operations. Each call probes again, for the best
-        seen.
+        a copy (or of a change in place), whichever takes longer; each rate at the working set of
+        the whole, because a cache that is a little too small is no cache at all. Training is
+        twice the bytes and operations, with a matmul three times the operations. Each call probes
+        again, for the best seen.
 
         Args:
             read: bytes.
@@ -126,17 +127,18 @@ class Limits:
         """
         passes = 2 if regime.work == "train" else 1
         cold, both = regime.cache == "cold", min(read, written)
+        touched = read if regime.output == "in_place" else read + written
         candidates = []
         if read:
-            rate = self._memory("read", read, cold, again=True)
+            rate = self._memory("read", touched, cold, again=True)
             reason = f"the bytes that it reads, at {rate / 1e9:.0f} GB/s"
             candidates.append(Limit(passes * read / rate, reason))
         if both and regime.output == "in_place":
-            rate = self._memory("in place", both, cold, again=True)
+            rate = self._memory("in place", touched, cold, again=True)
             reason = f"its bytes at {rate / 1e9:.0f} GB/s, the speed of a change in place"
             candidates.append(Limit(passes * 2 * both / rate, reason))
         elif both:
-            rate = self._memory("copy", 2 * both, cold, again=True)
+            rate = self._memory("copy", touched, cold, again=True)
             reason = f"its bytes at {rate / 1e9:.0f} GB/s, the speed of a copy"
             candidates.append(Limit(passes * 2 * both / rate, reason))
         if flops:
@@ -171,13 +173,14 @@ class Limits:
     def _memory(self, name: str, bytes: int, cold: bool, again: bool = False) -> float:
         if bytes < 1:
             raise ValueError(f"bytes must be at least 1 but got {bytes}")
-        grid, at = _grid(), _floor(bytes)
         if cold:
+            grid, at = _grid(), _floor(bytes)
             # The rate is the lower the smaller or the larger the work: the better neighbour.
             near = {at, min(at + (grid[at] < bytes), len(grid) - 1)}
             return max(self._probed(name, grid[i], cold, again) for i in sorted(near))
-        self._probed(name, grid[at], cold, again)
-        return self._no_less(name, grid[at])
+        size = max(_grid()[0], min(bytes // 1024 * 1024, _grid()[-1]))
+        self._probed(name, size, cold, again)
+        return self._no_less(name, size)
 
     def _probed(self, name: str, size: int, cold: bool, again: bool) -> float:
         def probe(repeats: int) -> float:
@@ -228,7 +231,10 @@ _seen: dict[tuple[int, str, str, int], float] = {}  # of (threads, isa, probe, w
 
 @cache
 def _grid() -> tuple[int, ...]:
-    """The working sets that are probed: 32 KiB to 512 MiB by factors of 1.41, as memory allows."""
+    """The working sets of cold and fresh probes: 32 KiB to 512 MiB by factors of 1.41.
+
+    The first and the last are the smallest and the largest of all probes, as memory allows.
+    """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     steps = (int(2.0 ** (15 + half / 2)) // 1024 * 1024 for half in range(29))
     return tuple(size for size in steps if size <= memory // 4)

@@ -197,6 +197,12 @@ class _Inputs:
             for t, kept in zip(targets, self.kept, strict=True):
                 t.copy_(kept)
 
+    def refill_warm(self) -> None:
+        """``refill``, and what was filled is what the caches hold: a copy leaves half of each."""
+        self.refill()
+        for t in self.moving:
+            t.sum()
+
     def changed(self, but: Sequence[Tensor] = ()) -> bool:
         """Whether a candidate wrote to a tensor that was not its to write."""
         return any(
@@ -378,7 +384,7 @@ class _Run:
         """Its inputs are filled again before each measurement; of small ones there are copies."""
         size = sum(t.numel() * t.element_size() for t in inputs.moving)
         if size * COPIES > COPIED_BYTES or self.case.regime.cache == "cold":
-            return Candidate(built, prepare=inputs.refill)
+            return Candidate(built, prepare=inputs.refill_warm)
         moving = [inputs.moving]
         runs = [built]
         for _ in range(COPIES - 1):

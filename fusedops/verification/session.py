@@ -314,16 +314,18 @@ class _Session:
                 t = arg if not _equal(arg, call.args[index]) else _scaled(arg)
                 contents.append((index, t))
                 calls.append(_replaced(calls[-1], index, t))
-        middle = _middle_changed(calls[-1])
-        contents.append((0, middle.args[0]))
-        calls.append(middle)
+        if call.tensors[0].numel():
+            middle = _middle_changed(calls[-1])
+            contents.append((0, middle.args[0]))
+            calls.append(middle)
         seen = self.ask(kernel, {**_request("rewrite", call), "contents": contents}, case)
         for n, (record, expected) in enumerate(zip(seen["records"], calls, strict=True)):
             if not self.accepted(record, case):
                 return
             if n == 0:
                 continue
-            what = f"argument {contents[n - 1][0]}" if n < len(contents) else "one element of x"
+            last = n == len(contents) and call.tensors[0].numel() > 0
+            what = "one element of x" if last else f"argument {contents[n - 1][0]}"
             when = f"same tensors, {what} overwritten in memory"
             self.right(record, expected, case, "fresh", when)
 
