@@ -64,6 +64,12 @@ def test_slower_within_the_noise_is_not_slower() -> None:
     assert state(bar("not slower", 1.0, "onednn"), measured(onednn=0.97)) == ("ok", 0.97)
 
 
+@pytest.mark.parametrize(("ratio", "expected"), [(0.85, "ok"), (0.76, "FAILED")])
+def test_noise_excuses_only_so_much(ratio: float, expected: str) -> None:
+    found = dataclasses.replace(measured(onednn=ratio), noise=0.9)
+    assert state(bar("not slower", 1.0, "onednn"), found) == (expected, ratio)
+
+
 def test_peer_that_is_refused_is_no_rival() -> None:
     found = measured()
     cheat = dataclasses.replace(found.rows[2], fault="wrong")

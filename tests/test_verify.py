@@ -135,6 +135,16 @@ def test_compiled_kernel_passes(op: str, samples: list[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(("op", "sample"), [("rope", "d34"), ("gelu_linear", "33")])
+def test_no_false_alarm_for_a_compiled_kernel(op: str, sample: str, seed: int) -> None:
+    dtype = ("f32", "bf16")[seed % 2]
+    rung = ladder.get(op, "compile")
+    report = verify(rung, inputs="quick", samples=[sample], dtypes=[dtype], seed=seed)
+    assert report.passed, report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("op", SPECS)
 def test_no_false_alarm(op: str, seed: int) -> None:
     spec = SPECS[op]

@@ -20,8 +20,9 @@ __all__ = ["Check", "candidates", "check", "figure", "grouped", "holds", "text"]
 
 NEAR = 0.1  # of its bound: a figure this near is taken again
 AGAIN = 2  # times at most
-# What is as fast as another within the noise is not slower than it.
+# What is as fast as another within the noise is not slower than it; but noise excuses only so much.
 NOT_SLOWER = "not slower"
+MOST_NOISE = 0.25
 
 
 @dataclass
@@ -128,7 +129,9 @@ def figure(one: Check, result: Result, every: Sequence[str], subject: str) -> No
             return
         ratio = own.times_faster[best.candidate]
         one.figures.append(1.0 / ratio.median if kind == "time" else ratio.median)
-        one.verdicts.append(verdict(ratio, result.noise) != "slower")
+        one.verdicts.append(
+            verdict(ratio, result.noise) != "slower" and ratio.median * (1.0 + MOST_NOISE) >= 1.0
+        )
 
 
 def text(checks: Sequence[Check]) -> str:

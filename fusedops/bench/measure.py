@@ -74,6 +74,22 @@ EXPLAINED: tuple[Explanation, ...] = (
         op="rope*",
         best="eager",
     ),
+    Explanation(
+        "10x",
+        "the compiled function's result is fresh 4 KiB pages, where ours asks for huge ones",
+        up_to=30.0,
+        op="rope*",
+        regime="forward",
+        best="compile*",
+    ),
+    Explanation(
+        "10x",
+        "PyTorch has no fast float16 matmul for CPUs without AVX512-FP16",
+        up_to=20.0,
+        op="*linear",
+        dtype="f16",
+        best="[ec]*",
+    ),
 )
 
 
