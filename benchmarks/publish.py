@@ -248,7 +248,7 @@ def _machines_block(records: Sequence[Record]) -> str:
 
 
 def _bars_block(record: Record) -> str:
-    """Each bar with its figure, from the first run of its case that has what the bar compares."""
+    """Each bar with its figure: the median of all runs of its case that have what it compares."""
     runs = _runs(record)
     threads = max((case.threads for case in runs), default=1)
     every = [name for name in PEERS if name != "fusedops"]
@@ -257,10 +257,12 @@ def _bars_block(record: Record) -> str:
         for check in wanted:
             check.reason = "not on record"
             for result in runs.get(case, []):
-                check.reason = None
-                bars.figure(check, result, every, "fusedops")
-                if check.reason is None:
-                    break
+                one = bars.Check(check.op, check.bar)
+                bars.figure(one, result, every, "fusedops")
+                if one.reason is None:
+                    check.reason, check.fault = None, check.fault or one.fault
+                    check.figures += one.figures
+                    check.verdicts += one.verdicts
         checks += wanted
     return bars.text(checks).rstrip()
 
