@@ -6,9 +6,8 @@ bits of eager, integer matmuls to exact results, and GELU to every float16 and b
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import mpmath
@@ -30,6 +29,7 @@ from fusedops.testing import (
     gelu_bound,
     ulp_error,
 )
+from fusedops.verification.task import one_thread
 
 mpmath.mp.dps = 40
 
@@ -48,17 +48,6 @@ def cases(*ops: str) -> pytest.MarkDecorator:
             for sample, distribution in spec.cases()
         ],
     )
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """For all but the op: on busy cores, waking a second thread would take most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from bench_fakes import SAMPLE, Clock, Limits, case, entry
 from torch import Tensor
 
 import fusedops
-from fusedops import reference
+from fusedops import ladder, reference
 from fusedops.bench import measure, timing
 from fusedops.bench.gradients import GradientJudge
 from fusedops.bench.measure import Entry, Explanation
@@ -427,6 +427,20 @@ CASES = pytest.mark.parametrize(
 def test_right_gradients_pass(op: str, sample: Any, dtype: str) -> None:
     judge, found = gradients(op, sample, dtype)
     assert judge(found).fault is None
+
+
+# Outer products and long sums: elements of very different size.
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor's own
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("shape", ["small/1-rows-1024", "bert-base/128"])
+def test_gradients_of_a_compiled_kernel_pass(shape: str, dtype: str) -> None:
+    judge, ours = gradients("gelu_linear", SPECS["gelu_linear"].sample(shape), dtype)
+    args = [None if a is None else a.clone().requires_grad_() for a in judge.call.args]
+    y = ladder.get("gelu_linear", "compile")(*args, **judge.call.kwargs)
+    found = torch.autograd.grad(y, [a for a in args if a is not None], judge.cotangents)
+    assert judge(found).fault is None
+    assert judge(ours).fault is None
 
 
 @CASES
