@@ -140,7 +140,7 @@ def test_no_false_alarm_for_a_compiled_kernel(op: str, sample: str, seed: int) -
     dtype = ("f32", "bf16")[seed % 2]
     rung = ladder.get(op, "compile")
     report = verify(rung, inputs="quick", samples=[sample], dtypes=[dtype], seed=seed)
-    assert report.passed, report
+    assert report.passed, str(report)
 
 
 @pytest.mark.slow

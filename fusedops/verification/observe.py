@@ -250,13 +250,15 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _compiler_settings() -> AbstractContextManager[Any]:
-    """Keeps what a function of torch.compile forgets to set back when a mode makes it run eager."""
-    dynamo: Any = sys.modules.get("torch._dynamo")
-    if dynamo is None:
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Inside, functions of torch.compile run as they were written.
+
+    Under a dispatch mode they do so anyway, but then the compiler takes them for functions that it
+    cannot compile, and forgets to set its settings back.
+    """
+    if "torch._dynamo" not in sys.modules:
         return nullcontext()
-    kept = dynamo.config.automatic_dynamic_shapes
-    return cast(AbstractContextManager[Any], dynamo.config.patch(automatic_dynamic_shapes=kept))
+    return cast(AbstractContextManager[Any], torch.compiler.set_stance("force_eager"))
 
 
 def _operations(kernel: Callable[..., Any], request: dict[str, Any]) -> dict[str, Any]:
@@ -272,7 +274,7 @@ def _operations(kernel: Callable[..., Any], request: dict[str, Any]) -> dict[str
     if before is None:  # a profiler of somebody else's, which may not be put back, goes on instead
         sys.setprofile(profile)
     try:
-        with log, _compiler_settings():
+        with log, _uncompiled():
             record, _ = _run(kernel, request["args"], request["kwargs"])
     finally:
         if before is None:
