@@ -4,7 +4,8 @@ The gradient of a rotation is a rotation: the op's own bound judges it. Other gr
 products of rounded numbers; they are held to float64 with PyTorch's own error as the yardstick.
 Errors are taken in units of an element's scale, the sum of the products' magnitudes: all elements
 together may have twice PyTorch's RMS, each 1.1 times PyTorch's error there or 16 times that RMS.
-Where PyTorch is exact, one rounding is allowed.
+PyTorch's error is taken as one rounding of the result at least, and as 0.3 u of the scale, which
+is what adding up one by one costs: PyTorch sums by halves.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fusedops import reference
-from fusedops.testing import Call, OpSpec, ulp
+from fusedops.testing import Call, OpSpec, ulp, wide_dtype
 from fusedops.verification.judge import OWN, Judge, Verdict, finite, plain
 from fusedops.verification.perturb import vjp
 
@@ -92,10 +93,10 @@ def _error(value: Tensor, exact: Tensor, own: Tensor, scale: Tensor) -> float:
     unit = ulp(exact, own.dtype)
     if own.dtype == torch.float64:  # in which the oracle errs as much itself
         unit = 8.0 * unit
-    counts = scale > 0
+    counts, u = scale > 0, torch.finfo(wide_dtype(own.dtype)).eps / 2
     rms, allowed = (
         (t[counts] / scale[counts]).square().mean().sqrt().nan_to_num()
-        for t in (error, torch.maximum(theirs, 0.3 * unit))
+        for t in (error, torch.maximum(theirs, 0.3 * torch.maximum(unit, u * scale)))
     )
     each = torch.maximum(OWN * theirs, unit + ELEMENT * allowed * scale)
     together = (rms / (RMS * allowed)).item() if allowed > 0 else 0.0
