@@ -47,8 +47,7 @@ struct GeluArgs {
 };
 
 // y = act(x @ w^T + bias) on row-major x [m][k], w [n][k], y [m][n]; z, if not null, receives the
-// pre-activation. For a kernel whose LinearShape says so, x is in the compute type. packed, if not
-// null, is w as linear_pack wrote it, and w is not read.
+// pre-activation. packed, if not null, is w as linear_pack wrote it, and w is not read.
 struct LinearArgs {
   const void *x, *w, *bias, *packed;
   void *y, *z;
@@ -75,14 +74,25 @@ struct ProbeArgs {
   const char** unit;       // multiply-adds: what was executed
 };
 
-// How the kernels of one ISA cut a linear. Work is handed out in whole `columns` of y; each call
-// needs `scratch` bytes of its own, aligned to 64.
+// How the kernels of one ISA cut a linear of this n and k. Two families: dots, for few rows, takes
+// w as it lies; panels takes it transposed, packed ahead or as it goes, and x from linear_rows.
+// A row's sums come in an order that is fixed within a family.
 struct LinearShape {
-  int64_t dot_columns, dot_scratch;      // linear_dots: few rows, w as it lies
-  int64_t panel_columns, panel_scratch;  // linear_panels: many rows, w transposed panel by panel
+  int64_t dot_columns, dot_row_bytes;    // columns of a task, scratch for each of its rows
+  int64_t panel_columns;                 // of a task, and of a packed panel
+  int64_t panel_bytes, panel_row_bytes;  // scratch: of a task, and for each of its rows
   int64_t packed_bytes;                  // of a panel that linear_pack writes
-  int64_t few_rows;                      // up to so many rows linear_dots is the faster one
-  bool widen_x;                          // both take x from linear_widen
+  int64_t tile_rows, row_bytes;          // linear_rows: rows of a tile at most, bytes of a row
+  int64_t few_rows;                      // up to so many rows dots is the faster one
+};
+
+// A task: rows (dots) or tiles of rows (panels) of y, and columns, the first a multiple of a
+// task's.
+struct LinearPart {
+  int64_t row_begin, row_end, col_begin, col_end;
+  void* scratch;     // aligned to 64
+  const void* rows;  // panels: all of x as linear_rows wrote it
+  bool new_rows;     // dots: the task before in this scratch had other rows
 };
 
 struct KernelTable {

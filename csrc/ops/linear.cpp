@@ -4,7 +4,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <memory>
+#include <new>
+#include <thread>
 
 #include "../parallel.h"
 
@@ -154,49 +155,59 @@ namespace {
 
 struct LinearKernels {
   void (*shape)(const LinearArgs&, LinearShape&);
-  void (*dots)(const LinearArgs&, void*, int64_t, int64_t);
-  void (*panels)(const LinearArgs&, void*, int64_t, int64_t);
+  void (*dots)(const LinearArgs&, const LinearPart&);
+  void (*panels)(const LinearArgs&, const LinearPart&);
   void (*pack)(const LinearArgs&, void*, int64_t, int64_t);
-  void (*widen)(const LinearArgs&, float*, int64_t, int64_t);
+  void (*rows)(const LinearArgs&, void*, int64_t, int64_t);
 };
 
 LinearKernels kernels_for(DType t) {
   const KernelTable& k = kernels();
-#define OF(T) k.linear_shape_##T, k.linear_dots_##T, k.linear_panels_##T, k.linear_pack_##T
+#define OF(T)                                                                      \
+  {                                                                                \
+    k.linear_shape_##T, k.linear_dots_##T, k.linear_panels_##T, k.linear_pack_##T, \
+        k.linear_rows_##T                                                          \
+  }
   switch (t) {
     case DType::f16:
-      return {OF(f16), k.linear_widen_f16};
+      return OF(f16);
     case DType::bf16:
-      return {OF(bf16), k.linear_widen_bf16};
+      return OF(bf16);
     case DType::f64:
-      return {OF(f64), nullptr};
+      return OF(f64);
     default:
-      return {OF(f32), nullptr};
+      return OF(f32);
   }
 #undef OF
 }
 
-using Memory = std::unique_ptr<char, decltype(&std::free)>;
-
-Memory allocate(int64_t bytes) {  // a multiple of 64, and at least that
-  char* p = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(bytes)));
-  if (!p)
-    fail("linear", "memory for the workspace must be available but got ", bytes, " bytes refused");
-  return {p, &std::free};
-}
-
 int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
+int64_t aligned(int64_t bytes) { return pieces(bytes, 64) * 64; }
 
-// The same layer on rows [begin, begin + rows).
-LinearArgs slice(const LinearArgs& a, int64_t begin, int64_t rows, int64_t x_element,
-                 int64_t element) {
-  LinearArgs s = a;
-  s.m = rows;
-  s.x = static_cast<const char*>(a.x) + begin * a.ldx * x_element;
-  s.y = static_cast<char*>(a.y) + begin * a.ldy * element;
-  if (a.z) s.z = static_cast<char*>(a.z) + begin * a.ldz * element;
-  return s;
-}
+// Memory of a call, kept for the thread's next one: fresh pages cost more than what is done in
+// them.
+class Workspace {
+ public:
+  ~Workspace() { std::free(memory_); }
+  char* get(int64_t bytes) {
+    if (bytes <= bytes_) return memory_;
+    std::free(memory_);
+    memory_ = nullptr, bytes_ = 0;
+    constexpr int64_t huge = int64_t{2} << 20;
+    const int64_t unit = bytes < huge ? 4096 : huge, size = pieces(bytes, unit) * unit;
+    memory_ = static_cast<char*>(
+        std::aligned_alloc(static_cast<size_t>(unit), static_cast<size_t>(size)));
+    if (!memory_)
+      fail("linear", "memory for the workspace must be available but got ", size, " bytes refused");
+    advise_huge_pages(memory_, size);
+    bytes_ = size;
+    return memory_;
+  }
+
+ private:
+  char* memory_ = nullptr;
+  int64_t bytes_ = 0;
+};
 
 // Work is multiply-adds, and reading w once, which costs as much as some more of them.
 int64_t worker_count(const LinearArgs& a) {
@@ -206,69 +217,140 @@ int64_t worker_count(const LinearArgs& a) {
 }
 
 constexpr int64_t kDotChunk = 64;         // rows whose sums stay in the first cache
-constexpr int64_t kPanelChunk = 2048;     // rows whose sums stay in the second, beside a panel
-constexpr int64_t kWideBytes = 16 << 20;  // of x at once in a wider type
+constexpr int64_t kPrivateRows = 32;      // so few each worker packs for itself: nobody waits
+constexpr int64_t kRowsBytes = 16 << 20;  // of packed x at once
+constexpr int64_t kChunkBytes = 4 << 20;  // of packed x that pass by one panel after the other
+constexpr int64_t kChunkRows = 1024;      // whose sums stay in the second cache between blocks of k
+constexpr int64_t kLeastRows = 128;       // worth a panel
 
-// y in tasks of `rows` x `columns`, columns fastest.
+// y in tasks of `rows` rows (or tiles of rows) x `columns` columns.
 struct Tasks {
-  bool dots;
-  int64_t rows, columns;
+  bool dots, own_rows;
+  int64_t m, rows, n, columns;
   int64_t scratch;  // bytes for each worker
   int64_t workers;
+
+  int64_t down() const { return pieces(m, rows); }
+  int64_t across() const { return pieces(n, columns); }
 };
 
-Tasks plan(const LinearArgs& a, const LinearKernels& k) {
-  LinearShape shape = {};
-  k.shape(a, shape);
+Tasks plan(const LinearArgs& a, const LinearShape& shape, bool dots) {
   Tasks t = {};
   t.workers = worker_count(a);
-  // Panels compute whole panels: with few columns most of that would be thrown away.
-  const int64_t padded = pieces(a.n, shape.panel_columns) * shape.panel_columns;
-  t.dots = !a.packed && (a.m <= shape.few_rows || 5 * a.n < 4 * padded);
-  t.columns = t.dots ? shape.dot_columns : shape.panel_columns;
+  t.dots = dots;
+  t.n = a.n;
+  t.columns = dots ? shape.dot_columns : shape.panel_columns;
   // Enough tasks for all threads to end together, but of rows enough to be worth a panel.
-  const int64_t for_threads = pieces(t.workers > 1 ? 4 * t.workers : 1, pieces(a.n, t.columns));
-  const int64_t chunks = std::max(pieces(a.m, t.dots ? kDotChunk : kPanelChunk),
-                                  std::min(for_threads, pieces(a.m, 2 * kDotChunk)));
-  t.rows = pieces(a.m, chunks);
-  LinearArgs task = a;
-  task.m = t.rows;
-  k.shape(task, shape);
-  t.scratch = pieces(t.dots ? shape.dot_scratch : shape.panel_scratch, 64) * 64;
+  const int64_t wanted = t.workers > 1 ? pieces(8 * t.workers, t.across()) : 1;
+  if (dots) {
+    const int64_t chunks =
+        std::max(pieces(a.m, kDotChunk), std::min(wanted, pieces(a.m, kDotChunk / 4)));
+    t.m = a.m;
+    t.rows = pieces(a.m, chunks);
+    t.scratch = aligned(t.rows * shape.dot_row_bytes);
+    return t;
+  }
+  int64_t most = std::clamp<int64_t>(kChunkBytes / std::max<int64_t>(1, shape.row_bytes),
+                                     kLeastRows, a.m + kLeastRows);
+  if (shape.panel_row_bytes > 0) most = std::min(most, kChunkRows);
+  const int64_t chunks = std::max(pieces(a.m, most), std::min(wanted, pieces(a.m, kLeastRows)));
+  t.m = pieces(a.m, shape.tile_rows);  // in tiles from here on
+  t.rows = pieces(t.m, chunks);
+  t.scratch = aligned(shape.panel_bytes + t.rows * shape.tile_rows * shape.panel_row_bytes);
+  t.own_rows = a.m <= kPrivateRows;
   return t;
 }
 
-void run_tasks(const LinearArgs& a, const LinearKernels& k, const Tasks& t, char* scratch,
-               int64_t x_element, int64_t element) {
-  const int64_t across = pieces(a.n, t.columns), total = pieces(a.m, t.rows) * across;
-  std::atomic<int64_t> next{0};
-  // A range may hold several workers (torch's pool was busy): its first one then does all the work.
-  parallel_for(t.workers, 1, [&](int64_t worker, int64_t) {
-    void* mine = scratch + worker * t.scratch;
-    for (int64_t task = next++; task < total; task = next++) {
-      const int64_t row = task / across * t.rows, col = task % across * t.columns;
-      const LinearArgs part = slice(a, row, std::min(t.rows, a.m - row), x_element, element);
-      (t.dots ? k.dots : k.panels)(part, mine, col, std::min(a.n, col + t.columns));
+using Counter = std::atomic<int64_t>;
+constexpr int64_t kCounterBytes = 64;  // apart: no two share a line
+
+// Hands out the tasks: each worker has a range of its own, and then helps the others with theirs.
+// Within a range the columns of w follow one another, for each chunk of rows in turn.
+class Queue {
+ public:
+  // memory: kCounterBytes for each worker.
+  Queue(const Tasks& t, char* memory)
+      : tasks_(t), by_columns_(t.across() >= 2 * t.workers), memory_(memory) {
+    for (int64_t w = 0; w < t.workers; w++) new (memory + w * kCounterBytes) Counter(0);
+  }
+
+  // The next task of a worker into `part`; false when there is none.
+  bool next(int64_t worker, LinearPart& part) {
+    const int64_t down = tasks_.down(), across = tasks_.across();
+    for (int64_t turn = 0; turn < tasks_.workers; turn++) {
+      const int64_t owner = (worker + turn) % tasks_.workers;
+      const int64_t first = share(owner), own = share(owner + 1) - first;
+      Counter& taken = *std::launder(reinterpret_cast<Counter*>(memory_ + owner * kCounterBytes));
+      const int64_t task = taken.fetch_add(1, std::memory_order_relaxed);
+      const int64_t width = by_columns_ ? own : across;
+      if (task >= own * (by_columns_ ? down : across)) continue;
+      const int64_t row = task / width + (by_columns_ ? 0 : first);
+      const int64_t col = task % width + (by_columns_ ? first : 0);
+      part.row_begin = row * tasks_.rows;
+      part.row_end = std::min(tasks_.m, part.row_begin + tasks_.rows);
+      part.col_begin = col * tasks_.columns;
+      part.col_end = std::min(tasks_.n, part.col_begin + tasks_.columns);
+      return true;
     }
-  });
+    return false;
+  }
+
+ private:
+  int64_t share(int64_t worker) const {
+    return worker * (by_columns_ ? tasks_.across() : tasks_.down()) / tasks_.workers;
+  }
+
+  const Tasks& tasks_;
+  const bool by_columns_;
+  char* memory_;
+};
+
+void wait_for(const Counter& done, int64_t count) {
+  for (int spins = 0; done.load(std::memory_order_acquire) < count; spins++)
+    if (spins > 1000) std::this_thread::yield();
 }
 
-// x goes through a wider copy of as many rows as fit kWideBytes.
-void run_widened(const LinearArgs& a, const LinearKernels& k, const Tasks& t, int64_t element) {
-  const int64_t row_bytes = std::max<int64_t>(1, a.k) * static_cast<int64_t>(sizeof(float));
-  const int64_t rows =
-      std::min(a.m, std::max<int64_t>(1, kWideBytes / row_bytes / t.rows) * t.rows);
-  const int64_t wide_bytes = pieces(rows * row_bytes, 64) * 64;
-  const Memory memory = allocate(wide_bytes + t.workers * t.scratch);
-  float* wide = reinterpret_cast<float*>(memory.get());
-  for (int64_t row = 0; row < a.m; row += rows) {
-    LinearArgs part = slice(a, row, std::min(rows, a.m - row), element, element);
-    parallel_for(part.m, pieces(1 << 15, std::max<int64_t>(1, a.k)),
-                 [&](int64_t begin, int64_t end) { k.widen(part, wide, begin, end); });
-    part.x = wide;
-    part.ldx = a.k;
-    run_tasks(part, k, t, memory.get() + wide_bytes, sizeof(float), element);
+// All workers pack the tiles of x, in groups, and go on when the last one is there.
+void share_rows(const LinearArgs& a, const LinearKernels& k, int64_t tiles, char* to,
+                Counter& taken, Counter& done) {
+  constexpr int64_t group = 4;
+  for (;;) {
+    const int64_t tile = taken.fetch_add(group, std::memory_order_relaxed);
+    if (tile >= tiles) break;
+    const int64_t end = std::min(tiles, tile + group);
+    k.rows(a, to, tile, end);
+    done.fetch_add(end - tile, std::memory_order_release);
   }
+  wait_for(done, tiles);
+}
+
+void run_tasks(const LinearArgs& a, const LinearKernels& k, const LinearShape& shape, bool dots) {
+  static thread_local Workspace workspace;
+  const Tasks t = plan(a, shape, dots);
+  const int64_t rows_bytes = dots ? 0 : aligned(a.m * shape.row_bytes);
+  const int64_t own = t.scratch + (t.own_rows ? rows_bytes : 0);
+  const int64_t shared = t.own_rows ? 0 : rows_bytes;
+  char* memory = workspace.get(shared + t.workers * (own + kCounterBytes));
+  char *shared_rows = memory, *scratch = memory + shared;
+  Queue queue(t, scratch + t.workers * own);
+  Counter taken{0}, done{0};
+  // A range may hold several workers (torch's pool was busy): its first one then does all the work.
+  parallel_for(t.workers, 1, [&](int64_t worker, int64_t) {
+    LinearPart part = {};
+    part.scratch = scratch + worker * own;
+    part.rows = shared_rows;
+    if (t.own_rows) {
+      char* mine = static_cast<char*>(part.scratch) + t.scratch;
+      k.rows(a, mine, 0, t.m);
+      part.rows = mine;
+    } else if (!dots) {
+      share_rows(a, k, t.m, shared_rows, taken, done);
+    }
+    for (int64_t row = -1; queue.next(worker, part); row = part.row_begin) {
+      part.new_rows = part.row_begin != row;
+      (dots ? k.dots : k.panels)(a, part);
+    }
+  });
 }
 
 }  // namespace
@@ -276,13 +358,21 @@ void run_widened(const LinearArgs& a, const LinearKernels& k, const Tasks& t, in
 void run_linear(const LinearArgs& a, DType type) {
   if (a.m == 0 || a.n == 0) return;
   const LinearKernels k = kernels_for(type);
-  const Tasks t = plan(a, k);
-  const int64_t element = size_of(type);
   LinearShape shape = {};
   k.shape(a, shape);
-  if (shape.widen_x) return run_widened(a, k, t, element);
-  const Memory scratch = allocate(t.workers * t.scratch);
-  run_tasks(a, k, t, scratch.get(), element, element);
+  const bool dots = !a.packed && !a.deterministic && a.m <= shape.few_rows;
+  if (dots) return run_tasks(a, k, shape, true);
+  const int64_t rows = kRowsBytes / std::max<int64_t>(1, shape.row_bytes) / kLeastRows * kLeastRows;
+  const int64_t passes = pieces(a.m, std::max(rows, kLeastRows)), element = size_of(type);
+  for (int64_t p = 0; p < passes; p++) {
+    const int64_t begin = p * a.m / passes;
+    LinearArgs part = a;
+    part.m = (p + 1) * a.m / passes - begin;
+    part.x = static_cast<const char*>(a.x) + begin * a.ldx * element;
+    part.y = static_cast<char*>(a.y) + begin * a.ldy * element;
+    if (a.z) part.z = static_cast<char*>(a.z) + begin * a.ldz * element;
+    run_tasks(part, k, shape, false);
+  }
 }
 
 int64_t packed_columns(const LinearArgs& a, DType type) {

@@ -193,6 +193,16 @@ FUSEDOPS_INLINE void interleave(Vd even, Vd odd, Vd& a, Vd& b) {
   b.v = _mm256_permute2f128_pd(lo, hi, 0x31);
 }
 
+FUSEDOPS_INLINE Vf sums(const Vf (&r)[8]) {
+  const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(r[0].v, r[1].v), _mm256_hadd_ps(r[2].v, r[3].v));
+  const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(r[4].v, r[5].v), _mm256_hadd_ps(r[6].v, r[7].v));
+  return {_mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31))};
+}
+FUSEDOPS_INLINE Vd sums(const Vd (&r)[4]) {
+  const __m256d a = _mm256_hadd_pd(r[0].v, r[1].v), b = _mm256_hadd_pd(r[2].v, r[3].v);
+  return {_mm256_add_pd(_mm256_permute2f128_pd(a, b, 0x20), _mm256_permute2f128_pd(a, b, 0x31))};
+}
+
 // acc[i] += the dot product of four u8 of x and four s8 of y.
 struct Vi {
   __m256i v;

@@ -229,6 +229,38 @@ FUSEDOPS_INLINE void transpose(Vd (&r)[8]) {
   }
 }
 
+FUSEDOPS_INLINE Vf sums(const Vf (&r)[16]) {
+  const auto lo = [](__m512 a, __m512 b) {
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+  };
+  const auto hi = [](__m512 a, __m512 b) {
+    return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+  };
+  const auto fold = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  __m512 q[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    const __m512 a = r[4 * i].v, b = r[4 * i + 1].v, c = r[4 * i + 2].v, d = r[4 * i + 3].v;
+    const __m512 s = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 t = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    q[i] = _mm512_add_ps(lo(s, t), hi(s, t));
+  }
+  return {fold(fold(q[0], q[1]), fold(q[2], q[3]))};
+}
+FUSEDOPS_INLINE Vd sums(const Vd (&r)[8]) {
+  const auto fold = [](__m512d a, __m512d b) {
+    return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x88), _mm512_shuffle_f64x2(a, b, 0xdd));
+  };
+  __m512d q[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++)
+    q[i] = _mm512_add_pd(_mm512_unpacklo_pd(r[2 * i].v, r[2 * i + 1].v),
+                         _mm512_unpackhi_pd(r[2 * i].v, r[2 * i + 1].v));
+  return {fold(fold(q[0], q[1]), fold(q[2], q[3]))};
+}
+
 // acc[i] += the dot product of four u8 of x and four s8 of y.
 struct Vi {
   __m512i v;

@@ -178,6 +178,12 @@ FUSEDOPS_INLINE Vf lookup16(const float* table, Vf i) {
 }
 FUSEDOPS_INLINE float sum(Vf a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 FUSEDOPS_INLINE double sum(Vd a) { return a.v[0] + a.v[1]; }
+template <class T>
+FUSEDOPS_INLINE Vec<T> sums(const Vec<T> (&r)[Vec<T>::N]) {
+  Vec<T> s;
+  for (int i = 0; i < Vec<T>::N; i++) s.v[i] = sum(r[i]);
+  return s;
+}
 
 FUSEDOPS_INLINE void deinterleave(Vf a, Vf b, Vf& even, Vf& odd) {
   even.v = Vf::reg{a.v[0], a.v[2], b.v[0], b.v[2]};

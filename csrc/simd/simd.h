@@ -32,7 +32,7 @@
 //                                    the first n elements), broadcast_pair(p), broadcast_half(p)
 //                                    (the pair *p, 0), dot_pairs(acc, a, b). It takes subnormals as
 //                                    0.
-//   prefetch(p)                      hint, any address
+//   prefetch(p), prefetch_far(p)     hints, any address: into the first cache, the second
 //   stream_fence()                   after the last stream()
 //   copy_string(to, from, n)         n bytes by the CPU's own copy instruction,
 //   else by memcpy dot_bytes(acc, x, y)             the ISA's best products of
@@ -71,5 +71,13 @@ FUSEDOPS_INLINE void copy_string(char* to, const char* from, int64_t n) {
 #endif
 }
 FUSEDOPS_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+FUSEDOPS_INLINE void prefetch_to_write(const void* p) {
+#if defined(__x86_64__)
+  __asm__ volatile("prefetchw %0" ::"m"(*static_cast<const char*>(p)));
+#else
+  __builtin_prefetch(p, 1, 3);
+#endif
+}
+FUSEDOPS_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace fusedops::FUSEDOPS_ISA

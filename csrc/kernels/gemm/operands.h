@@ -1,15 +1,16 @@
 // How a storage type enters the multiplication: what a lane holds and how it is loaded.
 #pragma once
 #include "../../simd/simd.h"
+#include "../kernels.h"
 
 namespace fusedops::FUSEDOPS_ISA {
 namespace {
 
-// One element of k in a lane. x comes in the compute type, w as it is stored.
+// One element of k in a lane.
 template <class T, bool Pairs>
 struct Operands {
   using V = Vec<compute_t<T>>;
-  using X = compute_t<T>;
+  using P = T;                     // w in a packed panel: as it is stored
   static constexpr int kStep = 1;  // elements of k in a lane
 
   template <class S>
@@ -20,7 +21,6 @@ struct Operands {
   FUSEDOPS_INLINE V load_n(const S* p, int n) {
     return FUSEDOPS_ISA::load_n<V>(p, n);
   }
-  FUSEDOPS_INLINE V broadcast(const X* p) { return FUSEDOPS_ISA::broadcast<V>(p); }
   FUSEDOPS_INLINE V multiply_add(V a, V b, V acc) { return mul_add(a, b, acc); }
 };
 
@@ -29,13 +29,11 @@ struct Operands {
 template <class T>
 struct Operands<T, true> {
   using V = Vec<compute_t<T>>;
-  using X = T;
+  using P = compute_t<T>;  // the bits of a pair
   static constexpr int kStep = 2;
 
   FUSEDOPS_INLINE V load(const T* p) { return load_pairs(p); }
   FUSEDOPS_INLINE V load_n(const T* p, int n) { return load_pairs_n(p, n); }
-  FUSEDOPS_INLINE V broadcast(const T* p) { return broadcast_pair(p); }
-  FUSEDOPS_INLINE V broadcast_last(const T* p) { return broadcast_half(p); }
   FUSEDOPS_INLINE V multiply_add(V a, V b, V acc) { return dot_pairs(acc, a, b); }
 };
 
@@ -45,22 +43,12 @@ template <>
 constexpr bool kInPairs<bf16> = kBf16Dot;
 template <class T>
 using operands_t = Operands<T, kInPairs<T>>;
+template <class T>
+using packed_t = typename operands_t<T>::P;
 
-// An element of a packed panel: w as it is stored, or a lane's pair.
-template <class T, bool Pairs>
-struct Packed {
-  using type = T;
-};
+// Whether a value of x is wider in a lane than in memory.
 template <class T>
-struct Packed<T, true> {
-  using type = compute_t<T>;
-};
-template <class T>
-using packed_t = typename Packed<T, kInPairs<T>>::type;
-
-// Whether x must be widened to the compute type before it is multiplied.
-template <class T>
-constexpr bool kWidenX = sizeof(typename operands_t<T>::X) != sizeof(T);
+constexpr bool kWidenX = !kInPairs<T> && sizeof(compute_t<T>) != sizeof(T);
 
 // Additions in a row to one accumulator. Short chains, added up, err less than one long chain;
 // the rounding of a 16-bit result hides either.
@@ -68,6 +56,12 @@ template <class T>
 constexpr int64_t kChainSteps = sizeof(T) == 2 ? 1024 : 128;
 
 FUSEDOPS_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Steps of k elements: the last one may be half full.
+template <class T>
+FUSEDOPS_INLINE int64_t steps_of(int64_t k) {
+  return (k + operands_t<T>::kStep - 1) / operands_t<T>::kStep;
+}
 
 }  // namespace
 }  // namespace fusedops::FUSEDOPS_ISA
