@@ -142,10 +142,32 @@ def linear_cases() -> Iterator[Case]:
         yield f"gelu_{name}", lambda *a, v=variant: fused(*a, v), [x, w, bias, y]
 
 
+def packed_cases() -> Iterator[Case]:
+    shapes = [
+        *itertools.product((1, 3, 7, 33), (1, 49, 65), (1, 3, 17, 64)),
+        (50, 33, 1025),
+        (2, 33, 2051),
+    ]
+    for dtype, (m, n, k) in itertools.product(DTYPES, shapes):
+        gap = 0 if (m + n + k) % 2 else 3
+        x, w, y = rows((m, k), dtype, gap), rows((n, k), dtype, gap), rows((m, n), dtype, gap)
+        bias = rows((n,), dtype, 0) if k % 3 else None
+        name = f"packed {dtype} m={m} n={n} k={k} gap={gap}"
+
+        def fused(x: Tensor, packed: Tensor, b: Tensor | None, y: Tensor, n: int = n) -> Tensor:
+            ops.gelu_linear_packed_out(x, packed, b, n, "none", y)
+            return y
+
+        yield f"linear_pack {name}", ops.linear_pack, [w]
+        yield f"gelu_linear {name}", fused, [x, ops.linear_pack(w), bias, y]
+
+
 def run_all() -> None:
     """Every case at both guards; the last line names the one that failed."""
     torch.manual_seed(0)
-    for name, call, tensors in itertools.chain(rope_cases(), gelu_cases(), linear_cases()):
+    for name, call, tensors in itertools.chain(
+        rope_cases(), gelu_cases(), linear_cases(), packed_cases()
+    ):
         copies = [None if t is None else t.clone() for t in tensors]
         expected = call(*copies)
         for side in ("start", "end"):

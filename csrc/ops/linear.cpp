@@ -194,7 +194,8 @@ class Workspace {
     std::free(memory_);
     memory_ = nullptr, bytes_ = 0;
     constexpr int64_t huge = int64_t{2} << 20;
-    const int64_t unit = bytes < huge ? 4096 : huge, size = pieces(bytes, unit) * unit;
+    const int64_t unit = bytes < huge / 8 ? 4096 : huge;
+    const int64_t size = std::max(pieces(bytes, unit), int64_t{2}) * unit;
     memory_ = static_cast<char*>(
         std::aligned_alloc(static_cast<size_t>(unit), static_cast<size_t>(size)));
     if (!memory_)
@@ -221,6 +222,7 @@ constexpr int64_t kPrivateRows = 32;      // so few each worker packs for itself
 constexpr int64_t kRowsBytes = 16 << 20;  // of packed x at once
 constexpr int64_t kChunkBytes = 4 << 20;  // of packed x that pass by one panel after the other
 constexpr int64_t kChunkRows = 1024;      // whose sums stay in the second cache between blocks of k
+constexpr int64_t kPanelsTogether = 8;    // of a task that has few rows
 constexpr int64_t kLeastRows = 128;       // worth a panel
 
 // y in tasks of `rows` rows (or tiles of rows) x `columns` columns.
@@ -258,6 +260,8 @@ Tasks plan(const LinearArgs& a, const LinearShape& shape, bool dots) {
   t.rows = pieces(t.m, chunks);
   t.scratch = aligned(shape.panel_bytes + t.rows * shape.tile_rows * shape.panel_row_bytes);
   t.own_rows = a.m <= kPrivateRows;
+  // One tile of rows passes a panel in a moment: several make a task.
+  if (t.m == 1) t.columns *= std::clamp<int64_t>(t.across() / (8 * t.workers), 1, kPanelsTogether);
   return t;
 }
 

@@ -285,17 +285,6 @@ FUSEDOPS_INLINE Vf load_pairs_n(const bf16* p, int n) {
   const __mmask32 m = static_cast<__mmask32>((uint64_t{1} << n) - 1);
   return {_mm512_castsi512_ps(_mm512_maskz_loadu_epi16(m, p))};
 }
-FUSEDOPS_INLINE Vf broadcast_pair(const bf16* p) {
-  struct Pair {
-    bf16 low, high;
-  };
-  Vf r;
-  __asm__("vbroadcastss %1, %0" : "=v"(r.v) : "m"(*reinterpret_cast<const Pair*>(p)));
-  return r;
-}
-FUSEDOPS_INLINE Vf broadcast_half(const bf16* p) {
-  return {_mm512_castsi512_ps(_mm512_set1_epi32(p->bits))};
-}
 // acc[i] += a[2i] * b[2i] + a[2i+1] * b[2i+1]
 FUSEDOPS_INLINE Vf dot_pairs(Vf acc, Vf a, Vf b) {
   return {

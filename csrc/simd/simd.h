@@ -2,43 +2,38 @@
 // this one implements the functions below for its instruction set, in the namespace of the ISA
 // being compiled.
 //
-//   set1<V>(x)                       all lanes x
-//   load<V>(p), store(p, v)          N elements, p of any storage type of V (conversion included,
-//   one
-//                                    rounding to nearest even; NaN stays NaN); no alignment needed
+//   set1<V>(x)          all lanes x
+//   load<V>(p), store(p, v)            N elements, p of any storage type of V (conversion included,
+//                       one rounding to nearest even; NaN stays NaN); no alignment needed
 //   load_n<V>(p, n), store_n(p, v, n)  the first n lanes, 0 <= n <= N; nothing else is touched,
-//   lanes
-//                                    past n read as 0
-//   stream(p, v)                     store around the caches where the ISA can; p aligned to the
-//   vector
-//   + - * /, -v                      one rounding each, never contracted
-//   fma(a, b, c)                     a*b + c with one rounding (portable: a*b exact, then two
-//   roundings) mul_add(a, b, c)                 a*b + c, as fast as the ISA can (fused where it has
-//   FMA) min max abs                      min/max return the second operand when either is NaN (x86
-//   rule) round(v)                         to the nearest integer, ties to even, |v| < 2^22 (2^51
-//   for double) scale2(v, n)                     v * 2^n, n integral, correct into the subnormals,
-//   n in [-300, 254]
-//                                    (double: [-2200, 2046])
-//   if_negative(x, a, b)             a where the sign bit of x is set (-0 too), else b
-//   lookup16(table, v)               table[v rounded to nearest even], 0 <= v < 15.5; any of the 16
-//   for
-//                                    NaN (Vec<float> only)
-//   deinterleave(a, b, even, odd)    even/odd elements of the 2N elements a, b; interleave is the
-//   inverse transpose(r)                     N x N in registers sum(v)                           of
-//   all lanes, in a fixed order broadcast<V>(p)                  all lanes *p, loaded once and held
-//   in a register kVectorRegisters                 that an instruction can name: 16 or 32 kBf16Dot
-//   whether there is a dot product of bf16 pairs, in Vec<float> lanes that
-//                                    hold two bf16 each: load_pairs(p), load_pairs_n(p, n) (2N and
-//                                    the first n elements), broadcast_pair(p), broadcast_half(p)
-//                                    (the pair *p, 0), dot_pairs(acc, a, b). It takes subnormals as
-//                                    0.
-//   prefetch(p), prefetch_far(p)     hints, any address: into the first cache, the second
-//   stream_fence()                   after the last stream()
-//   copy_string(to, from, n)         n bytes by the CPU's own copy instruction,
-//   else by memcpy dot_bytes(acc, x, y)             the ISA's best products of
-//   bytes on Vi, kByteProducts of them:
-//                                    what the int8 probe runs; kByteDot says
-//                                    what it is
+//                       lanes past n read as 0
+//   stream(p, v)        store around the caches where the ISA can; p aligned to the vector
+//   stream_fence()      after the last stream()
+//   + - * /, -v         one rounding each, never contracted
+//   fma(a, b, c)        a*b + c with one rounding (portable: a*b exact, then two roundings)
+//   mul_add(a, b, c)    a*b + c, as fast as the ISA can (fused where it has FMA)
+//   min max abs         min/max return the second operand when either is NaN (x86 rule)
+//   round(v)            to the nearest integer, ties to even, |v| < 2^22 (2^51 for double)
+//   scale2(v, n)        v * 2^n, n integral, correct into the subnormals, n in [-300, 254]
+//                       (double: [-2200, 2046])
+//   if_negative(x, a, b)  a where the sign bit of x is set (-0 too), else b
+//   lookup16(table, v)  table[v rounded to nearest even], 0 <= v < 15.5; any of the 16 for NaN
+//                       (Vec<float> only)
+//   deinterleave(a, b, even, odd)  even/odd elements of the 2N elements a, b; interleave is the
+//                       inverse
+//   transpose(r)        N x N in registers
+//   sum(v)              of all lanes, in a fixed order
+//   sums(r)             lane i is the sum of all lanes of r[i], in a fixed order
+//   broadcast<V>(p)     all lanes *p, loaded once and held in a register
+//   kVectorRegisters    that an instruction can name: 16 or 32
+//   kBf16Dot            whether there is a dot product of bf16 pairs, in Vec<float> lanes that hold
+//                       two bf16 each: load_pairs(p), load_pairs_n(p, n) (2N and the first n
+//                       elements), dot_pairs(acc, a, b). It takes subnormals as 0.
+//   prefetch(p), prefetch_far(p), prefetch_to_write(p)  hints, any address: into the first cache,
+//                       the second, and to be overwritten
+//   copy_string(to, from, n)  n bytes by the CPU's own copy instruction, else by memcpy
+//   dot_bytes(acc, x, y)  the ISA's best products of bytes on Vi, kByteProducts of them: what the
+//                       int8 probe runs; kByteDot says what it is
 #pragma once
 #include "types.h"
 

@@ -101,6 +101,27 @@ FUSEDOPS_INLINE void panel_block(const LinearArgs& a, const LinearPart& part, co
   }
 }
 
+// One tile of rows is all there is: the packed panels stream past it, and the sums of several are
+// finished together, for a few vectors alone would wait for one another.
+constexpr int64_t kStreamedPanels = 8;
+template <class T>
+FUSEDOPS_INLINE void streamed_panels(const LinearArgs& a, const LinearPart& part) {
+  constexpr int64_t columns = kPanelColumns<T>, tile_elements = kTileRows * columns;
+  const int64_t steps = steps_of<T>(a.k), height = a.m;
+  const packed_t<T>* packed = static_cast<const packed_t<T>*>(a.packed);
+  compute_t<T>* sums = static_cast<compute_t<T>*>(part.scratch);
+  for (int64_t from = part.col_begin; from < part.col_end; from += kStreamedPanels * columns) {
+    const int64_t to = at_most(part.col_end, from + kStreamedPanels * columns);
+    for (int64_t col = from; col < to; col += columns)
+      tile_of<T, kTileVectors, Source::streamed>(
+          height, static_cast<const compute_t<T>*>(part.rows), steps, packed + col * steps,
+          sums + (col - from) / columns * tile_elements, false, {});
+    for (int64_t col = from; col < to; col += columns)
+      finish<T>(a, sums + (col - from) / columns * tile_elements, columns, 0, height, col,
+                at_most(columns, to - col));
+  }
+}
+
 // Tiles [row_begin, row_end) of y's rows, columns [col_begin, col_end), col_begin a multiple of
 // the panel.
 template <class T>
@@ -108,6 +129,7 @@ FUSEDOPS_INLINE void panels(const LinearArgs& a, const LinearPart& part) {
   constexpr int64_t columns = kPanelColumns<T>, block = kBlockSteps * operands_t<T>::kStep;
   constexpr int64_t packed_row = columns * static_cast<int64_t>(sizeof(packed_t<T>));
   constexpr int64_t element = sizeof(T);
+  if (a.packed && a.m <= kTileRows) return streamed_panels<T>(a, part);
   compute_t<T>* panel = static_cast<compute_t<T>*>(part.scratch);
   compute_t<T>* sums = panel + (a.packed ? 0 : kBlockSteps * columns);
   const int64_t blocks = k_blocks<T>(a.k), all_steps = steps_of<T>(a.k);

@@ -26,6 +26,14 @@ __attribute__((noinline)) void pack_tile(const T* x, int64_t ldx, int64_t rows, 
   using V = typename O::V;
   constexpr int N = V::N;
   constexpr int64_t square = N * O::kStep;
+  if (rows == 1) {
+    int64_t e = 0;
+    for (; e + square <= k; e += square) store(to + e / O::kStep, O::load(x + e));
+    if (e < k)
+      store_n(to + e / O::kStep, O::load_n(x + e, static_cast<int>(k - e)),
+              static_cast<int>(steps_of<T>(k - e)));
+    return;
+  }
   for (int64_t row = 0; row < rows; row += N) {
     const int64_t lanes = at_most(N, rows - row);
     for (int64_t e = 0; e < k; e += square) {
@@ -50,7 +58,7 @@ __attribute__((noinline)) void pack_tile(const T* x, int64_t ldx, int64_t rows, 
 
 constexpr int kUnrolled = 4;
 // Bytes of x fetched before their use: its tiles follow one another, and come from the last cache.
-constexpr int64_t kRowsAhead = 2048;
+constexpr int64_t kRowsAhead = 6144;
 
 // Memory that is read soon: `lines` of 64 bytes are asked for every kUnrolled steps, and after
 // `run` such times the walk goes on at the next row.
@@ -64,14 +72,20 @@ FUSEDOPS_INLINE void ask(Ahead& ahead) {
   if (--ahead.left == 0) ahead.from += ahead.jump, ahead.left = ahead.run;
 }
 
+// How a tile finds its block of the panel: in the second cache, beside which it asks for the next
+// one; or at first use, as the only tile: then it asks for its own, kPanelAhead bytes on.
+enum class Source { cached, streamed };
+constexpr int64_t kPanelAhead = 4096;
+
 // c[i][j] (+)= sum over steps of x[step][i] * panel[step][j], for the first `Vectors` of a panel.
 // The order of the additions depends on nothing but the steps.
-template <class T, int Rows, int Vectors, class P>
+template <class T, int Rows, int Vectors, Source from, class P>
 __attribute__((noinline)) void tile(const compute_t<T>* x, int64_t steps, const P* panel,
                                     compute_t<T>* c, bool add, Ahead ahead) {
   using O = operands_t<T>;
   using V = typename O::V;
-  constexpr int64_t columns = kPanelColumns<T>;
+  constexpr int64_t columns = kPanelColumns<T>,
+                    row_bytes = columns * static_cast<int64_t>(sizeof(P));
   do {
     V acc[Rows][Vectors];
 #pragma GCC unroll 6
@@ -79,6 +93,10 @@ __attribute__((noinline)) void tile(const compute_t<T>* x, int64_t steps, const 
 #pragma GCC unroll 4
       for (int j = 0; j < Vectors; j++) acc[i][j] = set1<V>(0);
     const auto step = [&](int u) __attribute__((always_inline)) {
+      if constexpr (from == Source::streamed)
+#pragma GCC unroll 4
+        for (int64_t b = 0; b < row_bytes; b += 64)
+          prefetch(reinterpret_cast<const char*>(panel + u * columns) + kPanelAhead + b);
       V b[Vectors];
 #pragma GCC unroll 4
       for (int j = 0; j < Vectors; j++) b[j] = load<V>(panel + u * columns + j * V::N);
@@ -96,10 +114,12 @@ __attribute__((noinline)) void tile(const compute_t<T>* x, int64_t steps, const 
     const int64_t chain = at_most(steps, kChainSteps<T>);
     int64_t s = 0;
     for (; s + kUnrolled <= chain; s += kUnrolled) {
-      ask(ahead);
+      if constexpr (from == Source::cached) {
+        ask(ahead);
 #pragma GCC unroll 4
-      for (int64_t l = 0; l < Rows * kUnrolled * static_cast<int64_t>(sizeof(*x)); l += 64)
-        prefetch(reinterpret_cast<const char*>(x) + kRowsAhead + l);
+        for (int64_t l = 0; l < Rows * kUnrolled * static_cast<int64_t>(sizeof(*x)); l += 64)
+          prefetch(reinterpret_cast<const char*>(x) + kRowsAhead + l);
+      }
 #pragma GCC unroll 4
       for (int u = 0; u < kUnrolled; u++) step(u);
       x += kUnrolled * Rows;
@@ -122,37 +142,37 @@ __attribute__((noinline)) void tile(const compute_t<T>* x, int64_t steps, const 
   } while (steps > 0);
 }
 
-template <class T, int Vectors, class P>
+template <class T, int Vectors, Source from, class P>
 FUSEDOPS_INLINE void tile_of(int64_t rows, const compute_t<T>* x, int64_t steps, const P* panel,
-                             compute_t<T>* c, bool add, Ahead ahead) {
+                             compute_t<T>* c, bool add, const Ahead& ahead) {
   switch (rows) {
     case 1:
-      return tile<T, 1, Vectors>(x, steps, panel, c, add, ahead);
+      return tile<T, 1, Vectors, from>(x, steps, panel, c, add, ahead);
     case 2:
-      return tile<T, 2, Vectors>(x, steps, panel, c, add, ahead);
+      return tile<T, 2, Vectors, from>(x, steps, panel, c, add, ahead);
     case 3:
-      return tile<T, 3, Vectors>(x, steps, panel, c, add, ahead);
+      return tile<T, 3, Vectors, from>(x, steps, panel, c, add, ahead);
     case 4:
-      return tile<T, 4, Vectors>(x, steps, panel, c, add, ahead);
+      return tile<T, 4, Vectors, from>(x, steps, panel, c, add, ahead);
     case 5:
-      return tile<T, 5, Vectors>(x, steps, panel, c, add, ahead);
+      return tile<T, 5, Vectors, from>(x, steps, panel, c, add, ahead);
     default:
-      return tile<T, kTileRows, Vectors>(x, steps, panel, c, add, ahead);
+      return tile<T, kTileRows, Vectors, from>(x, steps, panel, c, add, ahead);
   }
 }
 
 // The vectors that hold the first `cols` columns: the last panel of a layer may be nearly empty.
 template <class T, class P>
 FUSEDOPS_INLINE void any_tile(int64_t rows, int64_t cols, const compute_t<T>* x, int64_t steps,
-                              const P* panel, compute_t<T>* c, bool add, Ahead ahead) {
+                              const P* panel, compute_t<T>* c, bool add, const Ahead& ahead) {
   constexpr int N = Vec<compute_t<T>>::N;
   if (cols > (kTileVectors - 1) * N)
-    return tile_of<T, kTileVectors>(rows, x, steps, panel, c, add, ahead);
+    return tile_of<T, kTileVectors, Source::cached>(rows, x, steps, panel, c, add, ahead);
   if constexpr (kTileVectors > 2) {
-    if (cols > 2 * N) return tile_of<T, 3>(rows, x, steps, panel, c, add, ahead);
-    if (cols > N) return tile_of<T, 2>(rows, x, steps, panel, c, add, ahead);
+    if (cols > 2 * N) return tile_of<T, 3, Source::cached>(rows, x, steps, panel, c, add, ahead);
+    if (cols > N) return tile_of<T, 2, Source::cached>(rows, x, steps, panel, c, add, ahead);
   }
-  return tile_of<T, 1>(rows, x, steps, panel, c, add, ahead);
+  return tile_of<T, 1, Source::cached>(rows, x, steps, panel, c, add, ahead);
 }
 
 }  // namespace
