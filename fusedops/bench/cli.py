@@ -29,7 +29,6 @@ __all__ = ["add_parser", "run"]
 
 OTHERS = ("ladder", "calls", "limits")
 DEFAULT_PEERS = ("eager", "compile")
-SWEEP_PEERS = ("eager", "onednn")  # what needs no compilation at each new shape
 FORMS_PEERS = ("eager",)  # and of some of them torch.compile: see sweep.forms
 FORM_SECONDS = 0.05  # of timing for each of hundreds
 # A large shape, a decode step and one between them; of the matmuls none that takes a second.
@@ -64,8 +63,8 @@ def add_parser(commands: Any) -> None:
     )
     add("--threads", default="", help="such as 1,2 (default: as many as torch uses)")
     add("--isa", default="", help="such as avx512,avx2 (default: the one in use)")
-    usual = "eager,compile; where many shapes are swept what compiles little"
-    add("--peers", default=None, help=f"names, all or none (default: {usual})")
+    usual = "eager,compile; with --forms compile in one form of each shape"
+    add("--peers", help=f"names, all or none (default: {usual})")
     add("--subject", default="fusedops", help="the peer in whose place ours stands")
     add("--candidate", metavar="FILE.py:FUNCTION", help="a function of your own as the subject")
     add("--quick", action="store_true", help="few shapes, little time, a wider noise band")
@@ -391,9 +390,7 @@ def _isas(text: str) -> tuple[str, ...]:
 def _peers(options: argparse.Namespace) -> tuple[str, ...]:
     text = options.peers
     if text is None:
-        if options.forms is not None:
-            return FORMS_PEERS
-        return DEFAULT_PEERS if options.sweep is None else SWEEP_PEERS
+        return DEFAULT_PEERS if options.forms is None else FORMS_PEERS
     if text in ("", "none"):
         return ()
     if text == "all":
