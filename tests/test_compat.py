@@ -823,6 +823,9 @@ def test_flash_attn_module_keeps_float32_tables_of_the_longest_sequence() -> Non
         expected = turned(q, cos[rows, None], sin[rows, None])
         with torch.inference_mode(offset == 300):
             assert_same_bits(rotary(q, kv, offset)[0], expected)
+    leaf = normal(B, S, 3, H, D).requires_grad_()
+    rotary(leaf * 1).sum().backward()  # by tables that were made in inference mode
+    assert leaf.grad is not None
     message = (
         "[flash_attn.RotaryEmbedding] max_seqlen must be given with the first offset that is a "
         "tensor but got None"

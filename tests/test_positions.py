@@ -137,6 +137,13 @@ def test_every_form_takes_them() -> None:
         assert_same_bits(result, wanted)
 
 
+def test_offsets_under_vmap() -> None:
+    x, offsets = torch.randn(4, 2, H, 3, D), torch.randint(30, (4, 2))
+    y = torch.func.vmap(lambda x, offset: fusedops.rope(x, *tables(), offset=offset))(x, offsets)
+    each = [fusedops.rope(row, *tables(), offset=o) for row, o in zip(x, offsets, strict=True)]
+    assert_same_bits(y, torch.stack(each))
+
+
 def test_gradient_goes_back_by_the_same_positions() -> None:
     x = torch.randn(7, 2, D, dtype=torch.float64, requires_grad=True)
     cu = boundaries((2, 5))
