@@ -104,8 +104,9 @@ struct Adjacent {
       rotate_neighbours<Streaming>(a, r);
     else
       rotate_halves<Streaming>(a, r);
-    if (r.x != r.y)
-      for (int64_t d = 2 * a.half; d < a.head_dim; d++) r.y[d] = r.x[d];
+    const int64_t turned = 2 * a.half;
+    if (r.x != r.y && turned < a.head_dim)
+      __builtin_memcpy(r.y + turned, r.x + turned, (a.head_dim - turned) * sizeof(T));
   }
 };
 
