@@ -211,10 +211,10 @@ class Workspace {
 };
 
 // Work is multiply-adds, and reading w once, which costs as much as some more of them.
-int64_t worker_count(const LinearArgs& a) {
+int64_t worker_count(const LinearArgs& a, int threads) {
   constexpr int64_t per_thread = int64_t{1} << 19;  // 5 to 10 us
   const int64_t work = a.n * a.k * (a.m + 8);
-  return std::clamp<int64_t>(work / per_thread, 1, thread_count());
+  return std::clamp<int64_t>(work / per_thread, 1, threads);
 }
 
 constexpr int64_t kDotChunk = 64;         // rows whose sums stay in the first cache
@@ -236,9 +236,9 @@ struct Tasks {
   int64_t across() const { return pieces(n, columns); }
 };
 
-Tasks plan(const LinearArgs& a, const LinearShape& shape, bool dots) {
+Tasks cut(const LinearArgs& a, const LinearShape& shape, bool dots, int threads) {
   Tasks t = {};
-  t.workers = worker_count(a);
+  t.workers = worker_count(a, threads);
   t.dots = dots;
   t.n = a.n;
   t.columns = dots ? shape.dot_columns : shape.panel_columns;
@@ -328,55 +328,110 @@ void share_rows(const LinearArgs& a, const LinearKernels& k, int64_t tiles, char
   wait_for(done, tiles);
 }
 
-void run_tasks(const LinearArgs& a, const LinearKernels& k, const LinearShape& shape, bool dots) {
-  static thread_local Workspace workspace;
-  const Tasks t = plan(a, shape, dots);
-  const int64_t rows_bytes = dots ? 0 : aligned(a.m * shape.row_bytes);
-  const int64_t own = t.scratch + (t.own_rows ? rows_bytes : 0);
-  const int64_t shared = t.own_rows ? 0 : rows_bytes;
-  char* memory = workspace.get(shared + t.workers * (own + kCounterBytes));
-  char *shared_rows = memory, *scratch = memory + shared;
-  Queue queue(t, scratch + t.workers * own);
-  Counter taken{0}, done{0};
+}  // namespace
+
+// A pass is as many rows as have their packed copy in memory at once.
+struct LinearSchedule {
+  LinearKernels kernels;
+  LinearShape shape;
+  Tasks tasks;               // of a whole pass
+  int64_t rows;              // of a pass
+  int64_t element;           // bytes of one
+  int64_t shared_rows, own;  // bytes: packed x for all workers, and what each has for itself
+};
+
+namespace {
+
+LinearSchedule schedule(const LinearArgs& a, DType type, int threads) {
+  LinearSchedule s = {};
+  s.kernels = kernels_for(type);
+  s.kernels.shape(a, s.shape);
+  if (a.m == 0 || a.n == 0) return s;  // nothing to cut
+  s.element = size_of(type);
+  const bool dots = !a.packed && !a.deterministic && a.m <= s.shape.few_rows;
+  const int64_t row_bytes = std::max<int64_t>(1, s.shape.row_bytes);
+  const int64_t most = std::max(kRowsBytes / row_bytes / kLeastRows, int64_t{1}) * kLeastRows;
+  s.rows = dots ? a.m : pieces(a.m, pieces(a.m, most));
+  LinearArgs pass = a;
+  pass.m = s.rows;
+  s.tasks = cut(pass, s.shape, dots, threads);
+  const int64_t rows_bytes = dots ? 0 : aligned(s.rows * s.shape.row_bytes);
+  s.own = s.tasks.scratch + (s.tasks.own_rows ? rows_bytes : 0);
+  s.shared_rows = s.tasks.own_rows ? 0 : rows_bytes;
+  return s;
+}
+
+void run_pass(const LinearSchedule& s, const LinearArgs& a, char* memory) {
+  const LinearKernels& k = s.kernels;
+  Tasks t = s.tasks;
+  t.m = t.dots ? a.m : pieces(a.m, s.shape.tile_rows);
+  char* scratch = memory + s.shared_rows;
+  Queue queue(t, scratch + t.workers * s.own);
+  alignas(kCounterBytes) Counter taken{0};
+  alignas(kCounterBytes) Counter done{0};
   // A range may hold several workers (torch's pool was busy): its first one then does all the work.
   parallel_for(t.workers, 1, [&](int64_t worker, int64_t) {
     LinearPart part = {};
-    part.scratch = scratch + worker * own;
-    part.rows = shared_rows;
+    char* mine = scratch + worker * s.own;
+    part.scratch = mine;
+    part.rows = memory;
     if (t.own_rows) {
-      char* mine = static_cast<char*>(part.scratch) + t.scratch;
-      k.rows(a, mine, 0, t.m);
-      part.rows = mine;
-    } else if (!dots) {
-      share_rows(a, k, t.m, shared_rows, taken, done);
+      k.rows(a, mine + t.scratch, 0, t.m);
+      part.rows = mine + t.scratch;
+    } else if (!t.dots) {
+      share_rows(a, k, t.m, memory, taken, done);
     }
     for (int64_t row = -1; queue.next(worker, part); row = part.row_begin) {
       part.new_rows = part.row_begin != row;
-      (dots ? k.dots : k.panels)(a, part);
+      (t.dots ? k.dots : k.panels)(a, part);
     }
   });
 }
 
-}  // namespace
-
-void run_linear(const LinearArgs& a, DType type) {
-  if (a.m == 0 || a.n == 0) return;
-  const LinearKernels k = kernels_for(type);
+void pack(const LinearKernels& k, const LinearArgs& a, void* to) {
   LinearShape shape = {};
   k.shape(a, shape);
-  const bool dots = !a.packed && !a.deterministic && a.m <= shape.few_rows;
-  if (dots) return run_tasks(a, k, shape, true);
-  const int64_t rows = kRowsBytes / std::max<int64_t>(1, shape.row_bytes) / kLeastRows * kLeastRows;
-  const int64_t passes = pieces(a.m, std::max(rows, kLeastRows)), element = size_of(type);
-  for (int64_t p = 0; p < passes; p++) {
-    const int64_t begin = p * a.m / passes;
+  const int64_t columns = shape.panel_columns;
+  const int64_t grain = pieces(1 << 15, std::max<int64_t>(1, a.k * columns));
+  parallel_for(pieces(a.n, columns), grain,
+               [&](int64_t begin, int64_t end) { k.pack(a, to, begin, end); });
+}
+
+int64_t packed_bytes(const LinearKernels& k, const LinearArgs& a) {
+  LinearShape shape = {};
+  k.shape(a, shape);
+  return pieces(a.n, shape.panel_columns) * shape.packed_bytes;
+}
+
+}  // namespace
+
+std::shared_ptr<const LinearSchedule> schedule_packed(LinearArgs a, DType type, int threads) {
+  static constexpr char some = 0;
+  a.packed = &some;  // that there is one is all that a schedule asks
+  return std::make_shared<const LinearSchedule>(schedule(a, type, threads));
+}
+
+int64_t work_bytes(const LinearSchedule& s) {
+  return s.shared_rows + s.tasks.workers * (s.own + kCounterBytes);
+}
+
+void run_linear(const LinearSchedule& s, const LinearArgs& a, char* memory) {
+  if (a.m == 0 || a.n == 0) return;
+  for (int64_t row = 0; row < a.m; row += s.rows) {
     LinearArgs part = a;
-    part.m = (p + 1) * a.m / passes - begin;
-    part.x = static_cast<const char*>(a.x) + begin * a.ldx * element;
-    part.y = static_cast<char*>(a.y) + begin * a.ldy * element;
-    if (a.z) part.z = static_cast<char*>(a.z) + begin * a.ldz * element;
-    run_tasks(part, k, shape, false);
+    part.m = std::min(s.rows, a.m - row);
+    part.x = static_cast<const char*>(a.x) + row * a.ldx * s.element;
+    part.y = static_cast<char*>(a.y) + row * a.ldy * s.element;
+    if (a.z) part.z = static_cast<char*>(a.z) + row * a.ldz * s.element;
+    run_pass(s, part, memory);
   }
+}
+
+void run_linear(const LinearArgs& a, DType type) {
+  static thread_local Workspace workspace;
+  if (a.m == 0 || a.n == 0) return;
+  const LinearSchedule s = schedule(a, type, thread_count());
+  run_linear(s, a, workspace.get(work_bytes(s)));
 }
 
 int64_t packed_columns(const LinearArgs& a, DType type) {
@@ -385,19 +440,13 @@ int64_t packed_columns(const LinearArgs& a, DType type) {
   return shape.panel_columns;
 }
 
-int64_t packed_bytes(const LinearArgs& a, DType type) {
-  LinearShape shape = {};
-  kernels_for(type).shape(a, shape);
-  return pieces(a.n, shape.panel_columns) * shape.packed_bytes;
+int64_t packed_bytes(const LinearArgs& a, DType type) { return packed_bytes(kernels_for(type), a); }
+int64_t packed_bytes(const LinearSchedule& s, const LinearArgs& a) {
+  return packed_bytes(s.kernels, a);
 }
 
-void run_pack(const LinearArgs& a, DType type, void* to) {
-  const LinearKernels k = kernels_for(type);
-  const int64_t columns = packed_columns(a, type);
-  const int64_t grain = pieces(1 << 15, std::max<int64_t>(1, a.k * columns));
-  parallel_for(pieces(a.n, columns), grain,
-               [&](int64_t begin, int64_t end) { k.pack(a, to, begin, end); });
-}
+void run_pack(const LinearArgs& a, DType type, void* to) { pack(kernels_for(type), a, to); }
+void run_pack(const LinearSchedule& s, const LinearArgs& a, void* to) { pack(s.kernels, a, to); }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fusedops, m) {
   m.def("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
