@@ -1,0 +1,224 @@
+"""The largest error of every activation on every instruction set: measured, and as a page.
+
+    python benchmarks/accuracy.py                  samples; prints, seconds
+    python benchmarks/accuracy.py --exhaustive     all 2^32 floats; writes benchmarks/results/accuracy
+
+The kernels are those of the installed library, called through the public functions. The reference
+is exact.cpp in double (libm's erfc and exp), compiled here with the compiler that built the library.
+`make docs` writes docs/accuracy.md from the record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import fusedops
+from fusedops.testing import DTYPES
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "benchmarks" / "results" / "accuracy"
+CHUNK = 1 << 20
+VARIANTS = ("gelu", "gelu_tanh", "gelu_quick", "silu")  # in the order of exact.cpp
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Doubles = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass
+class Worst:
+    """The largest error, in ulp, and where it is."""
+
+    ulp: float
+    x: float
+
+
+class Exact:
+    """exact.cpp, compiled and loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        sys.path.insert(0, str(ROOT))
+        import setup as build
+
+        path = folder / "exact.so"
+        source = str(ROOT / "benchmarks/exact.cpp")
+        flags = ["-std=c++20", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared"]
+        subprocess.run([*build.compiler().split(), *flags, source, "-o", str(path)], check=True)
+        self.library = ctypes.CDLL(str(path))
+
+    def values(self, variant: str, x: Floats) -> Doubles:
+        """The true results, to less than an ulp of double."""
+        y = np.empty(x.size)
+        kind = VARIANTS.index(variant)
+        self.library.exact_values(kind, _pointer(x), _pointer(y), ctypes.c_int64(x.size))
+        return y
+
+    def worst(self, x: Floats, exact: Doubles, actual: Floats) -> Worst:
+        """The largest error of float32 results."""
+        out = np.zeros(2)
+        count = ctypes.c_int64(x.size)
+        self.library.worst_error(
+            _pointer(x), _pointer(exact), _pointer(actual), count, _pointer(out)
+        )
+        return Worst(float(out[0]), float(out[1]))
+
+
+def _pointer(a: np.ndarray[Any, Any]) -> ctypes.c_void_p:
+    assert a.flags.c_contiguous
+    return ctypes.c_void_p(a.ctypes.data)
+
+
+def by_library(variant: str, x: Tensor) -> Tensor:
+    """Of a vector; silu is an activation of linear alone: with one input, 1, x is the weight."""
+    if variant == "silu":
+        return fusedops.linear(x.new_ones(1, 1), x.unsqueeze(1), activation="silu").flatten()
+    approximate = {"gelu": "none", "gelu_tanh": "tanh", "gelu_quick": "quick"}[variant]
+    return fusedops.gelu(x, approximate=approximate)
+
+
+def floats(first: int, last: int, stride: int) -> Iterator[Floats]:
+    """The floats of bit patterns first, first + stride, ..., below last, in chunks."""
+    for begin in range(first, last, CHUNK * stride):
+        end = min(last, begin + CHUNK * stride)
+        yield np.arange(begin, end, stride, dtype=np.uint64).astype(np.uint32).view(np.float32)
+
+
+def measure(
+    exact: Exact, stride: int, each: Callable[[float], None] = lambda done: None
+) -> dict[str, dict[str, Worst]]:
+    """By variant and instruction set, over every stride-th bit pattern."""
+    isas = fusedops.isa.supported()
+    found = {v: {isa: Worst(0.0, 0.0) for isa in isas} for v in VARIANTS}
+    total = 1 << 32
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for i, x in enumerate(floats(0, total, stride)):
+            references = list(pool.map(lambda v, x=x: exact.values(v, x), VARIANTS))
+            for isa in isas:
+                with fusedops.isa.use(isa):
+                    actual = [by_library(v, torch.from_numpy(x)).numpy() for v in VARIANTS]
+                for v, worst in zip(
+                    VARIANTS,
+                    pool.map(exact.worst, [x] * len(VARIANTS), references, actual),
+                    strict=True,
+                ):
+                    found[v][isa] = max(found[v][isa], worst, key=lambda w: w.ulp)
+            each(min(1.0, (i + 1) * CHUNK * stride / total))
+    return found
+
+
+# --- 16 bits --------------------------------------------------------------------------------------
+
+
+def as_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Input [n, 3] and weight [1, 3] of a 16-bit dtype whose product is x [n], without rounding.
+
+    24 bits are three parts of 8 or 11; float16's are moved into its range.
+    """
+    step = 2.0**-11 if dtype == torch.float16 else 1.0
+    parts, rest, scale = [], x.double(), 1.0
+    for _ in range(3):
+        part = (rest / scale).to(dtype)
+        parts.append(part)
+        rest = rest - part.double() * scale
+        scale *= step
+    assert (rest == 0).all()
+    return torch.stack(parts, 1), torch.tensor([[1.0, step, step * step]], dtype=dtype)
+
+
+def narrow_floats(stride: int) -> Tensor:
+    """Every stride-th float32 of size 2^-8 to 15, both signs: sums of a 16-bit linear."""
+    low, high = 0x3B800000, 0x41700000
+    positive = torch.arange(low, high, stride, dtype=torch.int32).view(torch.float32)
+    return torch.cat((positive, -positive))
+
+
+def narrow_error(exact: Exact, variant: str, x: Tensor, y: Tensor) -> float:
+    """The largest error in ulp of y's dtype; half an ulp is the rounding's."""
+    info = torch.finfo(y.dtype)
+    true = torch.from_numpy(exact.values(variant, x.float().numpy()))
+    power = torch.exp2(true.abs().clamp_min(info.smallest_normal).log2().floor())
+    error = (y.double() - true).abs() / (power * info.eps)
+    good = (y.double() == true) | true.isnan() | (true.abs() >= info.max)
+    return float(torch.where(good, 0.0, error).max())
+
+
+def measure_narrow(exact: Exact, stride: int) -> dict[str, dict[str, dict[str, float]]]:
+    """By dtype, variant and instruction set, over float32 sums."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    x = narrow_floats(stride)
+    for name in ("f16", "bf16"):
+        rows, weight = as_rows(x, DTYPES[name])
+        found[name] = {v: {} for v in VARIANTS}
+        for isa in fusedops.isa.supported():
+            with fusedops.isa.use(isa):
+                for v in VARIANTS:
+                    y = fusedops.linear(rows, weight, activation=v).flatten()
+                    found[name][v][isa] = narrow_error(exact, v, x, y)
+    return found
+
+
+# --- the record and its page ----------------------------------------------------------------------
+
+
+def write(found: dict[str, dict[str, Worst]], narrow: Any, stride: int) -> Path:
+    """The record of this machine."""
+    RECORDS.mkdir(exist_ok=True)
+    record = {
+        "command": "python benchmarks/accuracy.py --exhaustive",
+        "libc": " ".join(platform.libc_ver()),
+        "f32": {
+            v: {isa: [round(w.ulp, 3), w.x] for isa, w in by_isa.items()}
+            for v, by_isa in found.items()
+        },
+        "narrow_stride": stride,
+        "narrow": {
+            dtype: {v: {isa: round(e, 4) for isa, e in of.items()} for v, of in by.items()}
+            for dtype, by in narrow.items()
+        },
+    }
+    path = RECORDS / f"{platform.machine()}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--exhaustive", action="store_true", help="all floats; writes the record")
+    options = parser.parse_args()
+
+    def progress(done: float) -> None:
+        print(f"\r{done:6.1%}", end="", file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        exact = Exact(Path(folder))
+        found = measure(exact, 1 if options.exhaustive else 4099, progress)
+        stride = 101 if options.exhaustive else 4099
+        narrow = measure_narrow(exact, stride)
+    print(file=sys.stderr)
+    for v, by_isa in found.items():
+        for isa, worst in by_isa.items():
+            print(f"f32 {v:10} {isa:12} {worst.ulp:.3f} ulp at {worst.x!r}")
+    for dtype, by in narrow.items():
+        for v, of in by.items():
+            for isa, ulp in of.items():
+                print(f"{dtype:4} {v:10} {isa:12} {ulp:.4f} ulp")
+    if options.exhaustive:
+        print(f"written: {write(found, narrow, stride).relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
