@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -91,13 +92,13 @@ def linear(
     *,
     activation: str | None = None,
 ) -> Tensor:
-    """``input @ weight.T + bias`` for input [..., K], weight [N, K], bias [N]; then ``activate``."""
+    """``activate(input @ weight.T + bias)`` for input [..., K], weight [N, K], bias [N]."""
     z = functional.linear(input, weight, bias)
     return z if activation is None else activate(z, activation)
 
 
 def activate(z: Tensor, activation: str) -> Tensor:
-    """``relu``, ``relu2`` (its square), ``silu`` (z sigmoid(z)), ``gelu``, ``gelu_tanh``, ``gelu_quick``.
+    """``relu``, ``relu2`` (its square), ``silu`` (z sigmoid(z)), ``gelu`` and its two variants.
 
     The last four have in float64 what ``gelu`` says.
     """
@@ -145,7 +146,7 @@ def gelu_linear(
     return gelu(linear(input, weight, bias), approximate=approximate)
 
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "relu2": lambda z: torch.relu(z).square(),
     "silu": _silu,

@@ -140,7 +140,7 @@ alignas(64) constexpr float kSiluBend[8][16] = {
      -5.02132586e-09f, -2.38400895e-10f, -1.13173904e-11f, 0.00000000e+00f,
      -4.62525707e-04f, -2.20865366e-04f, 6.28783821e-05f, 2.00774407e-04f}};
 
-// log2 Phi(-t), log2 sigmoid(-v(t)): cubics in t, coefficients 0 to 3. Half: up to t = 7.
+// log2 Phi(-t), log2 sigmoid(-v(t)): cubics in t, coefficients 0 to 3. Half: t < 7.5.
 // Error 2^-17.3; u = t + 1.0.
 alignas(64) constexpr float kGeluLog[4][16] = {
     {-1.01116695e+00f, -1.03399928e+00f, -1.07169265e+00f, -1.12266458e+00f,
@@ -287,7 +287,7 @@ alignas(64) constexpr float kTailRatio[8][16] = {
      7.62358077e-03f, 4.14499570e-03f, 2.31729573e-03f, 1.33013355e-03f}};
 
 // (2^f - 1) / f: on [-0.75, 0.75] with error 2^-27.6, in double on
-// [-0.5, 0.5] with 2^-61.7; and 2^f on [-0.5, 0.5] with 2^-18.1.
+// [-0.5, 0.5] with 2^-61.7; 2^f on the same with 2^-18.1.
 constexpr float kExp2F32[7] =
     {6.93147181e-01f, 2.40226533e-01f, 5.55041107e-02f, 9.61776144e-03f,
      1.33332752e-03f, 1.55341097e-04f, 1.53532326e-05f};

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 from mpmath import cos, erfc, expm1, findroot, ln, log, lu_solve, matrix, mp, mpf, nint, sqrt
@@ -36,7 +37,7 @@ def f64(x: mpf) -> mpf:
     return mpf(float(x))
 
 
-# --- what is tabulated ------------------------------------------------------------------------------
+# --- what is tabulated ----------------------------------------------------------------------------
 
 
 def tail(t: mpf) -> mpf:
@@ -74,7 +75,7 @@ def exp2_slope(f: mpf) -> mpf:
     return expm1(f * ln(2)) / f if f else ln(2)
 
 
-# --- fits -------------------------------------------------------------------------------------------
+# --- fits -----------------------------------------------------------------------------------------
 
 
 def chebyshev(low: mpf, high: mpf, n: int) -> list[mpf]:
@@ -102,10 +103,7 @@ def value(c: list[mpf], x: mpf) -> mpf:
 def intervals(offset: mpf, scale: mpf) -> list[Interval]:
     """The t of each quarter octave of u = scale t + offset, offset a power of two, 4 octaves."""
     edges = [offset * 2**e * (1 + mpf(j) / 4) for e in range(4) for j in range(4)] + [16 * offset]
-    return [
-        ((a - offset) / scale, (b - offset) / scale)
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    return [((a - offset) / scale, (b - offset) / scale) for a, b in pairwise(edges)]
 
 
 def by_index(rows: list[list[mpf]], offset: mpf) -> list[list[mpf]]:
@@ -184,7 +182,7 @@ def exp2_fit(f: Function, degree: int, reach: mpf) -> tuple[list[mpf], mpf]:
     return c, max(abs(value(c, x) / f(x) - 1) for x in points(-reach, reach))
 
 
-# --- the header -------------------------------------------------------------------------------------
+# --- the header -----------------------------------------------------------------------------------
 
 
 def split(x: mpf, rounded: Function, grid: int | None = None) -> tuple[mpf, mpf]:
@@ -235,7 +233,7 @@ def tables() -> list[str]:
         raise ValueError(f"kExp2F32 is fitted for a reach of 1/4 but got {float(reach)}")
     out += [
         "",
-        "// log2 Phi(-t), log2 sigmoid(-v(t)): cubics in t, coefficients 0 to 3. Half: up to t = 7.",
+        "// log2 Phi(-t), log2 sigmoid(-v(t)): cubics in t, coefficients 0 to 3. Half: t < 7.5.",
     ]
     beyond = [mpf(0), QUICK, mpf(0), mpf(0)], [mpf(0), SILU, mpf(0), mpf(0)]
     for name, f, offset, last in (
@@ -276,7 +274,7 @@ def main() -> str:
         *tables(),
         "",
         f"// (2^f - 1) / f: on [-0.75, 0.75] with error {power(single_error)}, in double on",
-        f"// [-0.5, 0.5] with {power(double_error)}; and 2^f on [-0.5, 0.5] with {power(narrow_error)}.",
+        f"// [-0.5, 0.5] with {power(double_error)}; 2^f on the same with {power(narrow_error)}.",
         f"constexpr float kExp2F32[7] =\n    {emit_row(single, True)};",
         f"constexpr double kExp2F64[12] =\n    {emit_row(double, False)};",
         f"constexpr float kExp2Narrow[5] =\n    {emit_row(narrow, True)};",

@@ -96,8 +96,8 @@ def linear_bound(call: Call, stepwise: bool = False) -> tuple[Tensor, ...]:
 
     With an activation: the error of the sum times its slope there, and its own error. relu is
     exact, with slope 1; relu2 squares, so that an error d of z moves it by (2 |z| + d) d, and
-    rounds once. The others are no steeper than 1.13 (as in ``gelu_linear_bound``, silu 1.10) and err
-    as ``_gelu_error`` says.
+    rounds once. The others are no steeper than 1.13 (as in ``gelu_linear_bound``; silu 1.10) and
+    err as ``_gelu_error`` says.
     """
     exact, error = _linear_error(call, stepwise)
     activation = call.kwargs.get("activation")
