@@ -1,8 +1,9 @@
 """The largest error of every activation on every instruction set: measured, and as a page.
 
     python benchmarks/accuracy.py                  samples; prints, seconds
-    python benchmarks/accuracy.py --write          every 17th; writes results/accuracy, a minute
-    python benchmarks/accuracy.py --exhaustive     all 2^32; writes it too, 12 minutes of CPU
+    python benchmarks/accuracy.py --write          every float of size 2^-6 to 2^7, every 17th
+                                                   of the others; writes results/accuracy, minutes
+    python benchmarks/accuracy.py --exhaustive     all 2^32; writes it too, 15 minutes
 
 The kernels are those of the installed library, called through the public functions. The reference
 is exact.cpp in double (libm's erfc and exp), compiled here by the compiler of the kernels.
@@ -34,7 +35,7 @@ from fusedops.testing import DTYPES
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks" / "results" / "accuracy"
 CHUNK = 1 << 20
-NARROW_STRIDE = 1009
+WRITE_STRIDE, NARROW_STRIDE = 17, 1009
 VARIANTS = ("gelu", "gelu_tanh", "gelu_quick", "silu")  # in the order of exact.cpp
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
@@ -98,15 +99,22 @@ def floats(first: int, last: int, stride: int) -> Iterator[Floats]:
         yield np.arange(begin, end, stride, dtype=np.uint64).astype(np.uint32).view(np.float32)
 
 
+def sweep(stride: int) -> Iterator[Floats]:
+    """Every stride-th float; for --write all of size 2^-6 to 2^7 as well, where the maxima are."""
+    if stride == WRITE_STRIDE:
+        for first, last in ((0x3C800000, 0x43000000), (0xBC800000, 0xC3000000)):
+            yield from floats(first, last, 1)
+    yield from floats(0, 1 << 32, stride)
+
+
 def measure(
-    exact: Exact, stride: int, each: Callable[[float], None] = lambda done: None
+    exact: Exact, stride: int, each: Callable[[int], None] = lambda chunks: None
 ) -> dict[str, dict[str, Worst]]:
     """By variant and instruction set, over every stride-th bit pattern."""
     isas = fusedops.isa.supported()
     found = {v: {isa: Worst(0.0, 0.0) for isa in isas} for v in VARIANTS}
-    total = 1 << 32
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for i, x in enumerate(floats(0, total, stride)):
+        for i, x in enumerate(sweep(stride)):
             references = list(pool.map(lambda v, x=x: exact.values(v, x), VARIANTS))
             for isa in isas:
                 with fusedops.isa.use(isa):
@@ -117,7 +125,7 @@ def measure(
                     strict=True,
                 ):
                     found[v][isa] = max(found[v][isa], worst, key=lambda w: w.ulp)
-            each(min(1.0, (i + 1) * CHUNK * stride / total))
+            each(i + 1)
     return found
 
 
@@ -235,7 +243,10 @@ def page() -> str:
 def _how_many(stride: int) -> str:
     if stride == 1:
         return "every one of the 2^32 floats (`python benchmarks/accuracy.py --exhaustive`)"
-    return f"every {stride}th of the 2^32 floats (`python benchmarks/accuracy.py --write`)"
+    return (
+        f"every float of size 2^-6 to 2^7 and every {stride}th\nof the others "
+        "(`python benchmarks/accuracy.py --write`)"
+    )
 
 
 PAGE = """# Accuracy
@@ -250,16 +261,16 @@ maximum in this table, and all 65,536 values of float16 and bfloat16 on every ru
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--write", action="store_true", help="every 17th float; writes the record")
+    parser.add_argument("--write", action="store_true", help="most floats; writes the record")
     parser.add_argument("--exhaustive", action="store_true", help="all floats; writes the record")
     options = parser.parse_args()
 
-    def progress(done: float) -> None:
-        print(f"\r{done:6.1%}", end="", file=sys.stderr, flush=True)
+    def progress(chunks: int) -> None:
+        print(f"\r{chunks} Mi floats", end="", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
         exact = Exact(Path(folder))
-        stride = 1 if options.exhaustive else 17 if options.write else 4099
+        stride = 1 if options.exhaustive else WRITE_STRIDE if options.write else 4099
         found = measure(exact, stride, progress)
         narrow = measure_narrow(exact, NARROW_STRIDE)
     print(file=sys.stderr)

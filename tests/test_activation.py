@@ -82,7 +82,10 @@ def test_gradcheck(activation: str) -> None:
 @each_activation
 @each_dtype
 def test_backward_is_accurate(dtype: str, activation: str, isa: str) -> None:
-    """Two terms below 1.2 in size (relu2: one that doubles x), as in test_gelu.py."""
+    """Two terms below 1.2 in size (relu2: one that doubles x), as in test_gelu.py.
+
+    In float64 the oracle is autograd's chain of more roundings: four times the bound.
+    """
     kind = DTYPES[dtype]
     x, grad = torch.linspace(-14, 14, 3001).to(kind), torch.randn(3001).to(kind)
     wide = x.double().requires_grad_()
@@ -91,6 +94,7 @@ def test_backward_is_accurate(dtype: str, activation: str, isa: str) -> None:
     eps = torch.finfo(torch.promote_types(kind, torch.float32)).eps
     bound = torch.finfo(kind).eps * wide.grad.abs() + 3 * eps * grad.double().abs()
     bound += torch.finfo(kind).smallest_normal * torch.finfo(kind).eps
+    bound *= 4 if kind == torch.float64 else 1
     error = (ops.activation_backward(grad, x, activation).double() - wide.grad).abs()
     assert (error <= bound).all()
 

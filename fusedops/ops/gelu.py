@@ -30,7 +30,8 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 
     Accuracy:
         float32: at most 2 ulp of the true result for every x and variant, subnormal results
-        included (docs/accuracy.md has the measured maxima). float16, bfloat16: 2^-15 of the
+        included, 2.5 where the ISA has no fused multiply-add (``portable``); docs/accuracy.md has
+        the measured maxima. float16, bfloat16: 2^-15 of the
         true result, then one rounding: 0.5 ulp and at most 1/16 (float16) or 1/128 (bfloat16).
 
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415.
