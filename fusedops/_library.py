@@ -188,7 +188,9 @@ def register_fallback(name: str, formula: Callable[..., Any]) -> None:
 
 def _public_name(name: str) -> str:
     """The op that ``fusedops::name`` is a variant of, as users call it."""
-    return name.removesuffix("_nograd").removesuffix("_out").removesuffix("_preact")
+    for suffix in ("_nograd", "_out", "_preact", "_activation"):
+        name = name.removesuffix(suffix)
+    return name
 
 
 def _require_one_device(name: str, args: tuple[Any, ...]) -> None:

@@ -10,7 +10,9 @@ Source: rotary embedding, Su et al. 2021 (arXiv:2104.09864); GELU, Hendrycks and
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -83,9 +85,39 @@ def rope_qk(
     return rotated_q, rotated_k
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``input @ weight.T + bias`` for input [..., K], weight [N, K], bias [N]."""
-    return functional.linear(input, weight, bias)
+def linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+) -> Tensor:
+    """``activate(input @ weight.T + bias)`` for input [..., K], weight [N, K], bias [N]."""
+    z = functional.linear(input, weight, bias)
+    return z if activation is None else activate(z, activation)
+
+
+def activate(z: Tensor, activation: str) -> Tensor:
+    """``relu``, ``relu2`` (its square), ``silu`` (z sigmoid(z)), ``gelu`` and its two variants.
+
+    The last four have in float64 what ``gelu`` says.
+    """
+    require_activation(activation)
+    return _ACTIVATIONS[activation](z)
+
+
+def require_activation(activation: str) -> None:
+    """The op's check of its option, for calls that never reach it."""
+    if activation not in _ACTIVATIONS:
+        names = "'relu', 'relu2', 'silu', 'gelu', 'gelu_tanh' or 'gelu_quick'"
+        raise RuntimeError(f"[linear] activation must be {names} but got '{activation}'")
+
+
+def _silu(z: Tensor) -> Tensor:
+    if z.dtype != torch.float64:
+        return functional.silu(z)
+    z = torch.where(z < -800.0, -800.0, z)  # -inf * 0 would be NaN; the result is 0 from -752 on
+    return z * _sigmoid(z)
 
 
 def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
@@ -112,6 +144,16 @@ def gelu_linear(
 ) -> Tensor:
     """``gelu(linear(input, weight, bias))``; below float64 the linear result is rounded as well."""
     return gelu(linear(input, weight, bias), approximate=approximate)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "relu2": lambda z: torch.relu(z).square(),
+    "silu": _silu,
+    "gelu": gelu,
+    "gelu_tanh": functools.partial(gelu, approximate="tanh"),
+    "gelu_quick": functools.partial(gelu, approximate="quick"),
+}
 
 
 def _gelu_float64(x: Tensor, approximate: str) -> Tensor:

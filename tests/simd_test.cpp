@@ -91,12 +91,20 @@ static void check_arithmetic() {
   }
 }
 
+// Quarter octaves from 1/8 to 32: twice the table's four octaves.
 static void check_lookup() {
-  float table[16], index[16], out[16];
+  float table[16], u[32], out[32];
   for (int i = 0; i < 16; i++) table[i] = 100.f + static_cast<float>(i);
-  for (int i = 0; i < 16; i++) index[i] = static_cast<float>(i * 7 % 16);
-  for (int b = 0; b < 16; b += Vf::N) store(out + b, lookup16(table, load<Vf>(index + b)));
-  for (int i = 0; i < 16; i++) EXPECT(out[i] == 100 + index[i]);
+  for (int i = 0; i < 32; i++) u[i] = std::ldexp(1.2f + 0.25f * static_cast<float>(i % 4), i / 4 - 3);
+  for (int b = 0; b < 32; b += Vf::N) store(out + b, lookup16(table, entry16(load<Vf>(u + b))));
+  for (int i = 0; i < 32; i++) EXPECT(out[i] == 100 + static_cast<float>(i % 16));
+  float e[Vf::N];
+  store(e, min_abs(set1<Vf>(-3), 4));
+  EXPECT(e[0] == 3);
+  store(e, min_abs(set1<Vf>(-INFINITY), 4));
+  EXPECT(e[0] == 4);
+  store(e, min_abs(set1<Vf>(NAN), 4));
+  EXPECT(std::isnan(e[0]) || e[0] == 4);
 }
 
 // Every f16 and bf16 value widens exactly and comes back; NaN stays NaN.

@@ -86,7 +86,7 @@ def test_documents_are_what_the_records_say() -> None:
 
 
 def test_written_documents_are_not_stale(root: Path) -> None:
-    assert len(publish.stale([RECORD], root)) == 4 + 4
+    assert len(publish.stale([RECORD], root)) == 5 + 4
     write(root)
     assert publish.stale([RECORD], root) == []
 

@@ -290,6 +290,10 @@ def op_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
         "linear-permuted": ("linear", (a(2, 3, 5).permute(1, 2, 0), a(4, 2), None)),
         "linear_nograd": ("linear_nograd", (*plain,)),
         "linear_nograd-empty": ("linear_nograd", (a(0, 3), *plain[1:])),
+        "linear_activation": ("linear_activation", (*leaves, "silu")),
+        "linear_activation_nograd": ("linear_activation_nograd", (*plain, "relu")),
+        "linear_activation_preact": ("linear_activation_preact", (*leaves, "relu2")),
+        "linear_activation_preact_nograd": ("linear_activation_preact_nograd", (*plain, "gelu")),
     }
 
 

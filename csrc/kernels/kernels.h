@@ -36,7 +36,7 @@ struct RopeStepArgs {
   bool interleaved, negate;
 };
 
-enum class Activation : int { identity, gelu, gelu_tanh, gelu_quick };
+enum class Activation : int { identity, gelu, gelu_tanh, gelu_quick, silu, relu, relu2 };
 
 // y[i] = act(x[i]), or dx[i] = dy[i] * act'(x[i]); contiguous.
 struct GeluArgs {

@@ -117,12 +117,13 @@ FUSEDOPS_INLINE Vf operator+(Vf a, Vf b) { return {_mm256_add_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf operator-(Vf a, Vf b) { return {_mm256_sub_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf operator*(Vf a, Vf b) { return {_mm256_mul_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf operator/(Vf a, Vf b) { return {_mm256_div_ps(a.v, b.v)}; }
-FUSEDOPS_INLINE Vf operator-(Vf a) { return {_mm256_xor_ps(a.v, _mm256_set1_ps(-0.f))}; }
+FUSEDOPS_INLINE Vf operator-(Vf a) { return {-a.v}; }
 FUSEDOPS_INLINE Vf fma(Vf a, Vf b, Vf c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 FUSEDOPS_INLINE Vf mul_add(Vf a, Vf b, Vf c) { return fma(a, b, c); }
 FUSEDOPS_INLINE Vf min(Vf a, Vf b) { return {_mm256_min_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf max(Vf a, Vf b) { return {_mm256_max_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf abs(Vf a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.f), a.v)}; }
+FUSEDOPS_INLINE Vf min_abs(Vf a, double limit) { return min(set1<Vf>(limit), abs(a)); }
 FUSEDOPS_INLINE Vf if_negative(Vf x, Vf a, Vf b) { return {_mm256_blendv_ps(b.v, a.v, x.v)}; }
 FUSEDOPS_INLINE Vf round(Vf a) {
   return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
@@ -137,11 +138,14 @@ FUSEDOPS_INLINE Vf scale2(Vf a, Vf n) {
   };
   return {_mm256_mul_ps(_mm256_mul_ps(_mm256_mul_ps(a.v, pow2(rest)), pow2(third)), pow2(third))};
 }
-FUSEDOPS_INLINE Vf lookup16(const float* table, Vf i) {
-  const __m256i k = _mm256_cvtps_epi32(i.v);
-  const __m256 lo = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), k);
-  const __m256 hi = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), k);
-  return {_mm256_blendv_ps(lo, hi, _mm256_castsi256_ps(_mm256_slli_epi32(k, 28)))};
+struct Entry {
+  __m256i v;
+};
+FUSEDOPS_INLINE Entry entry16(Vf u) { return {_mm256_srli_epi32(_mm256_castps_si256(u.v), 21)}; }
+FUSEDOPS_INLINE Vf lookup16(const float* table, Entry i) {
+  const __m256 lo = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), i.v);
+  const __m256 hi = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), i.v);
+  return {_mm256_blendv_ps(lo, hi, _mm256_castsi256_ps(_mm256_slli_epi32(i.v, 28)))};
 }
 FUSEDOPS_INLINE float sum(Vf a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
@@ -153,7 +157,7 @@ FUSEDOPS_INLINE Vd operator+(Vd a, Vd b) { return {_mm256_add_pd(a.v, b.v)}; }
 FUSEDOPS_INLINE Vd operator-(Vd a, Vd b) { return {_mm256_sub_pd(a.v, b.v)}; }
 FUSEDOPS_INLINE Vd operator*(Vd a, Vd b) { return {_mm256_mul_pd(a.v, b.v)}; }
 FUSEDOPS_INLINE Vd operator/(Vd a, Vd b) { return {_mm256_div_pd(a.v, b.v)}; }
-FUSEDOPS_INLINE Vd operator-(Vd a) { return {_mm256_xor_pd(a.v, _mm256_set1_pd(-0.))}; }
+FUSEDOPS_INLINE Vd operator-(Vd a) { return {-a.v}; }
 FUSEDOPS_INLINE Vd fma(Vd a, Vd b, Vd c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
 FUSEDOPS_INLINE Vd mul_add(Vd a, Vd b, Vd c) { return fma(a, b, c); }
 FUSEDOPS_INLINE Vd min(Vd a, Vd b) { return {_mm256_min_pd(a.v, b.v)}; }

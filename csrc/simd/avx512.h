@@ -148,12 +148,16 @@ FUSEDOPS_INLINE Vf operator+(Vf a, Vf b) { return {_mm512_add_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf operator-(Vf a, Vf b) { return {_mm512_sub_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf operator*(Vf a, Vf b) { return {_mm512_mul_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf operator/(Vf a, Vf b) { return {_mm512_div_ps(a.v, b.v)}; }
-FUSEDOPS_INLINE Vf operator-(Vf a) { return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.f))}; }
+FUSEDOPS_INLINE Vf operator-(Vf a) { return {-a.v}; }
 FUSEDOPS_INLINE Vf fma(Vf a, Vf b, Vf c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 FUSEDOPS_INLINE Vf mul_add(Vf a, Vf b, Vf c) { return fma(a, b, c); }
 FUSEDOPS_INLINE Vf min(Vf a, Vf b) { return {_mm512_min_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf max(Vf a, Vf b) { return {_mm512_max_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf abs(Vf a) { return {_mm512_abs_ps(a.v)}; }
+FUSEDOPS_INLINE Vf min_abs(Vf a, double limit) {
+  constexpr int smaller_size = 2, sign_clear = 2 << 2;
+  return {_mm512_range_ps(a.v, set1<Vf>(limit).v, smaller_size | sign_clear)};
+}
 FUSEDOPS_INLINE Vf if_negative(Vf x, Vf a, Vf b) {
   return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x.v)), b.v, a.v)};
 }
@@ -161,8 +165,12 @@ FUSEDOPS_INLINE Vf round(Vf a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
 FUSEDOPS_INLINE Vf scale2(Vf a, Vf n) { return {_mm512_scalef_ps(a.v, n.v)}; }
-FUSEDOPS_INLINE Vf lookup16(const float* table, Vf i) {
-  return {_mm512_permutexvar_ps(_mm512_cvtps_epi32(i.v), _mm512_loadu_ps(table))};
+struct Entry {
+  __m512i v;
+};
+FUSEDOPS_INLINE Entry entry16(Vf u) { return {_mm512_srli_epi32(_mm512_castps_si512(u.v), 21)}; }
+FUSEDOPS_INLINE Vf lookup16(const float* table, Entry i) {
+  return {_mm512_permutexvar_ps(i.v, _mm512_loadu_ps(table))};
 }
 FUSEDOPS_INLINE float sum(Vf a) { return _mm512_reduce_add_ps(a.v); }
 
@@ -170,7 +178,7 @@ FUSEDOPS_INLINE Vd operator+(Vd a, Vd b) { return {_mm512_add_pd(a.v, b.v)}; }
 FUSEDOPS_INLINE Vd operator-(Vd a, Vd b) { return {_mm512_sub_pd(a.v, b.v)}; }
 FUSEDOPS_INLINE Vd operator*(Vd a, Vd b) { return {_mm512_mul_pd(a.v, b.v)}; }
 FUSEDOPS_INLINE Vd operator/(Vd a, Vd b) { return {_mm512_div_pd(a.v, b.v)}; }
-FUSEDOPS_INLINE Vd operator-(Vd a) { return {_mm512_xor_pd(a.v, _mm512_set1_pd(-0.))}; }
+FUSEDOPS_INLINE Vd operator-(Vd a) { return {-a.v}; }
 FUSEDOPS_INLINE Vd fma(Vd a, Vd b, Vd c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
 FUSEDOPS_INLINE Vd mul_add(Vd a, Vd b, Vd c) { return fma(a, b, c); }
 FUSEDOPS_INLINE Vd min(Vd a, Vd b) { return {_mm512_min_pd(a.v, b.v)}; }

@@ -151,6 +151,7 @@ FUSEDOPS_INLINE Vec<T> max(Vec<T> a, Vec<T> b) {
 }
 FUSEDOPS_INLINE Vf abs(Vf a) { return {(Vf::reg)((Vf::bits)a.v & 0x7fffffff)}; }
 FUSEDOPS_INLINE Vd abs(Vd a) { return {(Vd::reg)((Vd::bits)a.v & 0x7fffffffffffffff)}; }
+FUSEDOPS_INLINE Vf min_abs(Vf a, double limit) { return min(set1<Vf>(limit), abs(a)); }
 template <class T>
 FUSEDOPS_INLINE Vec<T> if_negative(Vec<T> x, Vec<T> a, Vec<T> b) {
   return {(typename Vec<T>::bits)x.v < 0 ? a.v : b.v};
@@ -172,11 +173,13 @@ FUSEDOPS_INLINE Vec<T> scale2(Vec<T> a, Vec<T> n) {
   const auto pow2 = [](typename V::bits k) { return (typename V::reg)((k + bias) << mantissa); };
   return {a.v * pow2(rest) * pow2(third) * pow2(third)};
 }
-FUSEDOPS_INLINE Vf lookup16(const float* table, Vf i) {
+struct Entry {
+  Vf::bits v;
+};
+FUSEDOPS_INLINE Entry entry16(Vf u) { return {(Vf::bits)u.v >> 21 & 15}; }
+FUSEDOPS_INLINE Vf lookup16(const float* table, Entry i) {
   Vf r;
-  // Adding 1.5 * 2^23 leaves the rounded lane in the low bits.
-  const Vf::bits k = (Vf::bits)(i.v + 0x1.8p23f) & 15;
-  for (int j = 0; j < 4; j++) r.v[j] = table[k[j]];
+  for (int j = 0; j < 4; j++) r.v[j] = table[i.v[j]];
   return r;
 }
 FUSEDOPS_INLINE float sum(Vf a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }

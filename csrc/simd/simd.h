@@ -19,8 +19,9 @@
 //   scale2(v, n)        v * 2^n, n integral, correct into the subnormals, n in [-300, 254]
 //                       (double: [-2200, 2046])
 //   if_negative(x, a, b)  a where the sign bit of x is set (-0 too), else b
-//   lookup16(table, v)  table[v rounded to nearest even], 0 <= v < 15.5; any of the 16 for NaN
-//                       (Vec<float> only)
+//   min_abs(x, limit)   min(|x|, limit); limit or NaN for NaN (Vec<float> only)
+//   entry16(u), lookup16(table, e)  table[bits 21 to 24 of u]: one of 16 for each quarter octave,
+//                       four octaves long (Vec<float> only)
 //   deinterleave(a, b, even, odd)  even/odd elements of the 2N elements a, b; interleave is the
 //                       inverse
 //   transpose(r)        N x N in registers

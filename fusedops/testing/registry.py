@@ -23,6 +23,7 @@ from fusedops.testing.errors import DTYPES
 from fusedops.testing.inputs import DISTRIBUTIONS
 from fusedops.testing.samples import Call, Sample
 from fusedops.testing.tables import (
+    ACTIVATED_SAMPLES,
     GELU_LINEAR_SAMPLES,
     GELU_SAMPLES,
     LINEAR_SAMPLES,
@@ -142,18 +143,18 @@ SPECS: Mapping[str, OpSpec] = {
         OpSpec(
             name="linear",
             home="linear",
-            schemas=("linear",),
+            schemas=("linear", "linear_activation", "linear_activation_preact"),
             reference=reference.linear,
             error_bound=linear_bound,
-            samples=LINEAR_SAMPLES,
-            probes=("33", "no-bias", "decode-odd"),
+            samples=(*LINEAR_SAMPLES, *ACTIVATED_SAMPLES),
+            probes=("33", "no-bias", "decode-odd", "33-relu", "33-relu2", "33-silu"),
             bench=LINEAR_BENCH,
             random=random_linear,
         ),
         OpSpec(
             name="gelu",
             home="gelu",
-            schemas=("gelu", "gelu_backward"),
+            schemas=("gelu", "gelu_backward", "activation_backward"),
             reference=reference.gelu,
             error_bound=gelu_bound,
             samples=GELU_SAMPLES,

@@ -173,7 +173,10 @@ class Rope:
 
 @dataclass(frozen=True)
 class Linear:
-    """A call of linear, or with approximate of gelu_linear. input is [*lead, k], weight [n, k]."""
+    """A call of linear, or with approximate of gelu_linear. input is [*lead, k], weight [n, k].
+
+    activation is linear's.
+    """
 
     name: str
     lead: Shape
@@ -181,6 +184,7 @@ class Linear:
     n: int
     bias: bool = True
     approximate: str | None = None
+    activation: str | None = None
     view: str = "contiguous"
     weight_view: str = "contiguous"
     bias_view: str = "contiguous"
@@ -199,9 +203,8 @@ class Linear:
         weight = DISTRIBUTIONS[other]((self.n, self.k), dtype, g) * scale
         weight = VIEWS[self.weight_view](weight.to(dtype))
         bias = fill(other, (self.n,), dtype, g, self.bias_view) if self.bias else None
-        return Call(
-            (x, weight, bias), {} if self.approximate is None else {"approximate": self.approximate}
-        )
+        options = {"approximate": self.approximate, "activation": self.activation}
+        return Call((x, weight, bias), {name: of for name, of in options.items() if of is not None})
 
     def bytes_moved(self, dtype: torch.dtype) -> int:
         """Input, weight, bias and result, once each."""

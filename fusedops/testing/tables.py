@@ -10,6 +10,7 @@ from fusedops.testing.inputs import VIEWS
 from fusedops.testing.samples import Gelu, Linear, Rope
 
 __all__ = [
+    "ACTIVATED_SAMPLES",
     "GELU_LINEAR_SAMPLES",
     "GELU_SAMPLES",
     "LINEAR_SAMPLES",
@@ -148,6 +149,12 @@ LINEAR_SAMPLES = (
 # Shapes are the matmul's business, which all variants share: tanh and quick run where the epilogue
 # meets a tile, a tail, few rows, several K blocks, no bias and no K.
 _EPILOGUE_SAMPLES = ("33", "65", "decode-odd", "rows-4", "k-blocks", "no-bias", "empty-k", "1d")
+ACTIVATED_SAMPLES = tuple(
+    replace(s, name=f"{s.name}-{activation}", activation=activation)
+    for s in LINEAR_SAMPLES
+    if s.name in _EPILOGUE_SAMPLES
+    for activation in ("relu", "relu2", "silu", "gelu", "gelu_tanh", "gelu_quick")
+)
 GELU_LINEAR_SAMPLES = (
     *(replace(s, approximate="none") for s in LINEAR_SAMPLES),
     *(

@@ -32,7 +32,7 @@ __attribute__((noinline)) void finish(const LinearArgs& a, const compute_t<T>* c
                                       int64_t row0, int64_t rows, int64_t col0, int64_t cols) {
   using V = Vec<compute_t<T>>;
   const T* bias = static_cast<const T*>(a.bias);
-  with_activation(a.act, [&](auto act) {
+  with_activation<T>(a.act, [&](auto act) {
     for (int64_t i = 0; i < rows; i++) {
       T* y = static_cast<T*>(a.y) + (row0 + i) * a.ldy + col0;
       T* z = static_cast<T*>(a.z) + (a.z ? (row0 + i) * a.ldz + col0 : 0);
