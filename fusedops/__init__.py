@@ -23,12 +23,14 @@ __all__ = [
     "bench",
     "compat",
     "doctor",
+    "freeze",
     "gelu",
     "gelu_linear",
     "isa",
     "ladder",
     "linear",
     "nn",
+    "pack_linear",
     "reference",
     "rope",
     "rope_",
@@ -36,6 +38,7 @@ __all__ = [
     "rope_qk_",
     "rope_tables",
     "testing",
+    "unfreeze",
     "verify",
 ]
 
@@ -43,7 +46,10 @@ __all__ = [
 _MODULES = frozenset({"bench", "compat", "ladder", "nn", "reference", "testing"})
 _FUNCTIONS = {
     "doctor": "fusedops.diagnosis",
+    "freeze": "fusedops.freezing",
+    "pack_linear": "fusedops.ops.packed",
     "rope_tables": "fusedops.tables",
+    "unfreeze": "fusedops.freezing",
     "verify": "fusedops.verification",
 }
 

@@ -129,6 +129,19 @@ def register_write(name: str) -> None:
     _library.impl(name, autograd, "Autograd")
 
 
+def register_underived(name: str) -> None:
+    """Make ``fusedops::name``, which has no gradient, refuse a call that autograd would record."""
+    kernel = getattr(ops, f"{name}_nograd")
+
+    def autograd(*args: Any) -> Any:
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        what = f"torch.ops.fusedops.{name}, which has no gradient,"
+        refuse_recorded(_public_name(name), what, *tensors)
+        return kernel(*args)
+
+    _library.impl(name, autograd, "Autograd")
+
+
 def write(op: Callable[..., None], args: tuple[Any, ...], *targets: Tensor) -> None:
     """Call an op that writes targets, where nothing records, and count the write.
 
@@ -188,7 +201,9 @@ def register_fallback(name: str, formula: Callable[..., Any]) -> None:
 
 def _public_name(name: str) -> str:
     """The op that ``fusedops::name`` is a variant of, as users call it."""
-    return name.removesuffix("_nograd").removesuffix("_out").removesuffix("_preact")
+    for suffix in ("_nograd", "_out", "_preact", "_packed"):
+        name = name.removesuffix(suffix)
+    return name
 
 
 def _require_one_device(name: str, args: tuple[Any, ...]) -> None:

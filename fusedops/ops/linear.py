@@ -10,16 +10,19 @@ from torch import Tensor
 
 from fusedops import _library, reference
 from fusedops._library import DTYPE_NAMES, is_plain, is_transformed, ops
+from fusedops.ops import packed
+from fusedops.ops.packed import PackedLinear
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(input: Tensor, weight: Tensor | PackedLinear, bias: Tensor | None = None) -> Tensor:
     """``input @ weight.T + bias``, accumulated in float32 (float64 for float64), rounded once.
 
     Replaces ``torch.nn.functional.linear``.
 
     Args:
         input: [..., K], any strides; float32, float16, bfloat16 or float64.
-        weight: [N, K], of input's dtype.
+        weight: [N, K], of input's dtype; or what :func:`fusedops.pack_linear` returns, which has
+            its own bias and no gradient.
         bias: [N], of input's dtype, or None.
 
     Returns:
@@ -34,6 +37,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bfloat16 on an ISA with the pair dot product (``avx512bf16``) adds
         2^-126 (sum |input| + sum |weight|) along K: the instruction takes subnormals as zero.
     """
+    if isinstance(weight, PackedLinear):
+        return packed.linear(input, weight, bias)
     input, weight, bias = autocast(input, weight, bias)
     if is_plain(input, weight, bias):
         return ops.linear_nograd(input, weight, bias)
