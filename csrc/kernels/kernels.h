@@ -47,13 +47,15 @@ struct GeluArgs {
 };
 
 // y = act(x @ w^T + bias) on row-major x [m][k], w [n][k], y [m][n]; z, if not null, receives the
-// pre-activation. For a kernel whose LinearShape says so, x is in the compute type.
+// pre-activation. For a kernel whose LinearShape says so, x is in the compute type. packed, if not
+// null, is w as linear_pack wrote it, and w is not read.
 struct LinearArgs {
-  const void *x, *w, *bias;
+  const void *x, *w, *bias, *packed;
   void *y, *z;
   int64_t m, n, k;
   int64_t ldx, ldw, ldy, ldz;
   Activation act;
+  bool deterministic;  // a row's bits depend on nothing but the row, w, bias and the ISA
 };
 
 // Limit probes: passes over 64-byte aligned buffers in blocks of kProbeBlock
@@ -78,6 +80,7 @@ struct ProbeArgs {
 struct LinearShape {
   int64_t dot_columns, dot_scratch;      // linear_dots: few rows, w as it lies
   int64_t panel_columns, panel_scratch;  // linear_panels: many rows, w transposed panel by panel
+  int64_t packed_bytes;                  // of a panel that linear_pack writes
   int64_t few_rows;                      // up to so many rows linear_dots is the faster one
   bool widen_x;                          // both take x from linear_widen
 };

@@ -19,6 +19,7 @@ void shape(const LinearArgs& a, LinearShape& s) {
   s.dot_scratch = dot_scratch<T>(a);
   s.panel_columns = kPanelColumns<T>;
   s.panel_scratch = panel_scratch<T>(a);
+  s.packed_bytes = packed_elements<T>(a) * static_cast<int64_t>(sizeof(packed_t<T>));
   s.few_rows = few_rows<T>();
   s.widen_x = kWidenX<T>;
 }
@@ -45,6 +46,9 @@ FUSEDOPS_INLINE void widen(const LinearArgs& a, float* wide, int64_t begin, int6
   }                                                                                        \
   void linear_panels_##T(const LinearArgs& a, void* scratch, int64_t begin, int64_t end) { \
     panels<T>(a, scratch, begin, end);                                                     \
+  }                                                                                        \
+  void linear_pack_##T(const LinearArgs& a, void* panels, int64_t begin, int64_t end) {    \
+    pack<T>(a, panels, begin, end);                                                        \
   }
 LINEAR(f32)
 LINEAR(f16)

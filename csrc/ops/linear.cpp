@@ -33,26 +33,24 @@ Tensor in_rows(const Tensor& t) {
   return v.numel == 0 || rows_of(v, stride) ? t : torch::stable::contiguous(t);
 }
 
-void check(const char* op, const Tensor& input, const Tensor& weight,
-           const std::optional<Tensor>& bias) {
+// What a weight [n, k] of this type asks of the others.
+void check(const char* op, const Tensor& input, torch::headeronly::ScalarType type, int64_t n,
+           int64_t k, const std::optional<Tensor>& bias) {
   require_cpu(op, "input", input);
-  require_cpu(op, "weight", weight);
-  const View x(input), w(weight);
+  const View x(input);
   floating(op, "input", x);
-  if (w.type != x.type)
-    fail(op, "weight must have input's dtype ", name_of(x.type), " but got ", name_of(w.type));
+  if (type != x.type)
+    fail(op, "weight must have input's dtype ", name_of(x.type), " but got ", name_of(type));
   if (x.rank() < 1) fail(op, "input must have at least 1 dimension but got shape ", shape_of(x));
-  if (w.rank() != 2) fail(op, "weight must have 2 dimensions [N, K] but got shape ", shape_of(w));
-  if (x.size(-1) != w.size(1))
-    fail(op, "input's last dimension must be weight's K = ", w.size(1), " but got shape ",
-         shape_of(x));
+  if (x.size(-1) != k)
+    fail(op, "input's last dimension must be weight's K = ", k, " but got shape ", shape_of(x));
   if (!bias) return;
   require_cpu(op, "bias", *bias);
   const View b(*bias);
   if (b.type != x.type)
     fail(op, "bias must have input's dtype ", name_of(x.type), " but got ", name_of(b.type));
-  if (b.rank() != 1 || b.size(0) != w.size(0))
-    fail(op, "bias must be [N] = [", w.size(0), "] but got shape ", shape_of(b));
+  if (b.rank() != 1 || b.size(0) != n)
+    fail(op, "bias must be [N] = [", n, "] but got shape ", shape_of(b));
 }
 
 Tensor linear(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
@@ -67,20 +65,40 @@ Tensor linear(const Tensor& input, const Tensor& weight, const std::optional<Ten
 LinearCall::LinearCall(const char* op_, const Tensor& input, const Tensor& weight,
                        const std::optional<Tensor>& bias)
     : op(op_), args{} {
-  check(op, input, weight, bias);
-  input_ = in_rows(input);
+  require_cpu(op, "weight", weight);
+  const View given(weight);
+  if (given.rank() != 2)
+    fail(op, "weight must have 2 dimensions [N, K] but got shape ", shape_of(given));
+  args.n = given.size(0), args.k = given.size(1);
+  check(op, input, given.type, args.n, args.k, bias);
   weight_ = in_rows(weight);
+  const View w(weight_);
+  args.w = w.data;
+  if (args.k > 0) rows_of(w, args.ldw);
+  take(input, bias);
+}
+
+LinearCall::LinearCall(const char* op_, const Tensor& input, const PackedWeight& weight,
+                       const std::optional<Tensor>& bias)
+    : op(op_), args{} {
+  check(op, input, weight.type, weight.n, weight.k, bias);
+  args.n = weight.n, args.k = weight.k;
+  args.packed = weight.panels;
+  take(input, bias);
+}
+
+void LinearCall::take(const Tensor& input, const std::optional<Tensor>& bias) {
+  input_ = in_rows(input);
   if (bias) bias_ = in_rows(*bias);
-  const View x(input_), w(weight_);
+  const View x(input_);
   type = floating(op, "input", x);
   shape.assign(x.sizes.begin(), x.sizes.end());
-  shape.back() = w.size(0);
-  args.n = w.size(0), args.k = w.size(1);
+  shape.back() = args.n;
   args.m = 1;
   for (int64_t d = 0; d + 1 < x.rank(); d++) args.m *= x.size(d);
-  args.x = x.data, args.w = w.data;
+  args.x = x.data;
   if (bias) args.bias = View(bias_).data;
-  if (args.k > 0) rows_of(x, args.ldx), rows_of(w, args.ldw);
+  if (args.k > 0) rows_of(x, args.ldx);
 }
 
 Tensor LinearCall::fresh_output() const {
@@ -108,6 +126,22 @@ void LinearCall::run(Activation act, const View& y, const View* z) const {
   run_linear(a, type);
 }
 
+void LinearCall::check_out(const Tensor& out, const View& y,
+                           std::initializer_list<const Tensor*> read) const {
+  require_cpu(op, "out", out);
+  const View x(input_);
+  if (y.type != x.type)
+    fail(op, "out must have input's dtype ", name_of(x.type), " but got ", name_of(y.type));
+  if (!std::equal(y.sizes.begin(), y.sizes.end(), shape.begin(), shape.end()))
+    fail(op, "out must have the result's shape ", shape_of(shape), " but got ", shape_of(y));
+  if (overlaps_itself(y))
+    fail(op, "out must not overlap itself but got strides that repeat elements, shape ",
+         shape_of(y));
+  for (const Tensor* t : read)
+    if (t && overlap(y, View(*t)))
+      fail(op, "out must not share memory with the inputs but got a view of the same memory");
+}
+
 void LinearCall::run_into(Activation act, Tensor& out, const View& y) const {
   int64_t stride;
   if (rows_of(y, stride)) return run(act, y);
@@ -122,21 +156,24 @@ struct LinearKernels {
   void (*shape)(const LinearArgs&, LinearShape&);
   void (*dots)(const LinearArgs&, void*, int64_t, int64_t);
   void (*panels)(const LinearArgs&, void*, int64_t, int64_t);
+  void (*pack)(const LinearArgs&, void*, int64_t, int64_t);
   void (*widen)(const LinearArgs&, float*, int64_t, int64_t);
 };
 
 LinearKernels kernels_for(DType t) {
   const KernelTable& k = kernels();
+#define OF(T) k.linear_shape_##T, k.linear_dots_##T, k.linear_panels_##T, k.linear_pack_##T
   switch (t) {
     case DType::f16:
-      return {k.linear_shape_f16, k.linear_dots_f16, k.linear_panels_f16, k.linear_widen_f16};
+      return {OF(f16), k.linear_widen_f16};
     case DType::bf16:
-      return {k.linear_shape_bf16, k.linear_dots_bf16, k.linear_panels_bf16, k.linear_widen_bf16};
+      return {OF(bf16), k.linear_widen_bf16};
     case DType::f64:
-      return {k.linear_shape_f64, k.linear_dots_f64, k.linear_panels_f64, nullptr};
+      return {OF(f64), nullptr};
     default:
-      return {k.linear_shape_f32, k.linear_dots_f32, k.linear_panels_f32, nullptr};
+      return {OF(f32), nullptr};
   }
+#undef OF
 }
 
 using Memory = std::unique_ptr<char, decltype(&std::free)>;
@@ -187,7 +224,7 @@ Tasks plan(const LinearArgs& a, const LinearKernels& k) {
   t.workers = worker_count(a);
   // Panels compute whole panels: with few columns most of that would be thrown away.
   const int64_t padded = pieces(a.n, shape.panel_columns) * shape.panel_columns;
-  t.dots = a.m <= shape.few_rows || 5 * a.n < 4 * padded;
+  t.dots = !a.packed && (a.m <= shape.few_rows || 5 * a.n < 4 * padded);
   t.columns = t.dots ? shape.dot_columns : shape.panel_columns;
   // Enough tasks for all threads to end together, but of rows enough to be worth a panel.
   const int64_t for_threads = pieces(t.workers > 1 ? 4 * t.workers : 1, pieces(a.n, t.columns));
@@ -246,6 +283,26 @@ void run_linear(const LinearArgs& a, DType type) {
   if (shape.widen_x) return run_widened(a, k, t, element);
   const Memory scratch = allocate(t.workers * t.scratch);
   run_tasks(a, k, t, scratch.get(), element, element);
+}
+
+int64_t packed_columns(const LinearArgs& a, DType type) {
+  LinearShape shape = {};
+  kernels_for(type).shape(a, shape);
+  return shape.panel_columns;
+}
+
+int64_t packed_bytes(const LinearArgs& a, DType type) {
+  LinearShape shape = {};
+  kernels_for(type).shape(a, shape);
+  return pieces(a.n, shape.panel_columns) * shape.packed_bytes;
+}
+
+void run_pack(const LinearArgs& a, DType type, void* to) {
+  const LinearKernels k = kernels_for(type);
+  const int64_t columns = packed_columns(a, type);
+  const int64_t grain = pieces(1 << 15, std::max<int64_t>(1, a.k * columns));
+  parallel_for(pieces(a.n, columns), grain,
+               [&](int64_t begin, int64_t end) { k.pack(a, to, begin, end); });
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fusedops, m) {

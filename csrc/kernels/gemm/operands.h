@@ -46,6 +46,18 @@ constexpr bool kInPairs<bf16> = kBf16Dot;
 template <class T>
 using operands_t = Operands<T, kInPairs<T>>;
 
+// An element of a packed panel: w as it is stored, or a lane's pair.
+template <class T, bool Pairs>
+struct Packed {
+  using type = T;
+};
+template <class T>
+struct Packed<T, true> {
+  using type = compute_t<T>;
+};
+template <class T>
+using packed_t = typename Packed<T, kInPairs<T>>::type;
+
 // Whether x must be widened to the compute type before it is multiplied.
 template <class T>
 constexpr bool kWidenX = sizeof(typename operands_t<T>::X) != sizeof(T);

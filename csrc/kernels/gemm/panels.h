@@ -13,9 +13,8 @@ template <class T>
 constexpr int64_t kPanelColumns = kTileVectors * Vec<compute_t<T>>::N;
 
 // N rows of w, N steps of k, as one square of the panel.
-template <class T, bool Full>
-FUSEDOPS_INLINE void transpose_square(const T* w, int64_t ldw, int64_t rows, int64_t k,
-                                      compute_t<T>* panel) {
+template <class T, bool Full, class P>
+FUSEDOPS_INLINE void transpose_square(const T* w, int64_t ldw, int64_t rows, int64_t k, P* panel) {
   using O = operands_t<T>;
   using V = typename O::V;
   V r[V::N];
@@ -30,19 +29,21 @@ FUSEDOPS_INLINE void transpose_square(const T* w, int64_t ldw, int64_t rows, int
   }
   transpose(r);
 #pragma GCC unroll 16
-  for (int i = 0; i < V::N; i++) store(panel + i * kPanelColumns<T>, r[i]);
+  for (int i = 0; i < V::N; i++)
+    if (Full || i < (k + O::kStep - 1) / O::kStep) store(panel + i * kPanelColumns<T>, r[i]);
 }
 
-// panel[step][column] = w[column][step]; columns past `cols` and elements past k are zero.
-template <class T>
+// panel[step][column] = w[column][step]; columns past `cols` and elements past k are zero. P is
+// compute_t<T> for scratch, packed_t<T> for what is kept.
+template <class T, class P>
 __attribute__((noinline)) void transpose_panel(const T* w, int64_t ldw, int64_t cols, int64_t k,
-                                               compute_t<T>* panel) {
+                                               P* panel) {
   using O = operands_t<T>;
   constexpr int64_t N = O::V::N, square = N * O::kStep;
   for (int64_t j = 0; j < kPanelColumns<T>; j += N)
     for (int64_t e = 0; e < k; e += square) {
       const T* from = w + j * ldw + e;
-      compute_t<T>* to = panel + e / O::kStep * kPanelColumns<T> + j;
+      P* to = panel + e / O::kStep * kPanelColumns<T> + j;
       if (j + N <= cols && e + square <= k)
         transpose_square<T, true>(from, ldw, N, square, to);
       else
@@ -51,9 +52,9 @@ __attribute__((noinline)) void transpose_panel(const T* w, int64_t ldw, int64_t 
 }
 
 // c[i][j] (+)= sum over k of x[i][k] * panel[k][j], for Rows rows of x.
-template <class T, int Rows>
+template <class T, int Rows, class P>
 __attribute__((noinline)) void tile(const typename operands_t<T>::X* x, int64_t ldx, int64_t k,
-                                    const compute_t<T>* panel, compute_t<T>* c, bool add) {
+                                    const P* panel, compute_t<T>* c, bool add) {
   using O = operands_t<T>;
   using V = typename O::V;
   constexpr int64_t columns = kPanelColumns<T>;
@@ -89,9 +90,9 @@ __attribute__((noinline)) void tile(const typename operands_t<T>::X* x, int64_t 
     }
 }
 
-template <class T>
+template <class T, class P>
 FUSEDOPS_INLINE void any_tile(int64_t rows, const typename operands_t<T>::X* x, int64_t ldx,
-                              int64_t k, const compute_t<T>* panel, compute_t<T>* c, bool add) {
+                              int64_t k, const P* panel, compute_t<T>* c, bool add) {
   switch (rows) {
     case 1:
       return tile<T, 1>(x, ldx, k, panel, c, add);
@@ -120,30 +121,63 @@ int64_t panel_scratch(const LinearArgs& a) {
   return (kBlockSteps + rows) * kPanelColumns<T> * static_cast<int64_t>(sizeof(compute_t<T>));
 }
 
+// Elements of one packed panel.
+template <class T>
+int64_t packed_elements(const LinearArgs& a) {
+  constexpr int64_t step = operands_t<T>::kStep;
+  return (a.k + step - 1) / step * kPanelColumns<T>;
+}
+
+// One block of k of a panel against all rows; the last one finishes them.
+template <class T, class P>
+FUSEDOPS_INLINE void panel_block(const LinearArgs& a, const P* panel, int64_t k0, int64_t k,
+                                 compute_t<T>* sums, int64_t col, int64_t cols) {
+  using O = operands_t<T>;
+  constexpr int64_t columns = kPanelColumns<T>, chain = kChainSteps<T> * O::kStep;
+  const typename O::X* x = static_cast<const typename O::X*>(a.x) + k0;
+  const bool first = k0 == 0, last = k0 + k == a.k;
+  const int64_t tiles = (a.m + kTileRows - 1) / kTileRows;
+  for (int64_t t = 0; t < tiles; t++) {
+    const int64_t row = t * a.m / tiles, rows = (t + 1) * a.m / tiles - row;
+    compute_t<T>* c = first && last ? sums : sums + row * columns;
+    for (int64_t e = 0; e == 0 || e < k; e += chain)
+      any_tile<T>(rows, x + row * a.ldx + e, a.ldx, at_most(chain, k - e),
+                  panel + e / O::kStep * columns, c, !first || e > 0);
+    if (last) finish<T>(a, c, columns, row, rows, col, cols);
+  }
+}
+
 // Columns [begin, end) of y, begin a multiple of the panel.
 template <class T>
 FUSEDOPS_INLINE void panels(const LinearArgs& a, void* scratch, int64_t begin, int64_t end) {
   using O = operands_t<T>;
-  constexpr int64_t columns = kPanelColumns<T>, block = kBlockSteps * O::kStep,
-                    chain = kChainSteps<T> * O::kStep;
-  const typename O::X* x = static_cast<const typename O::X*>(a.x);
+  constexpr int64_t columns = kPanelColumns<T>, block = kBlockSteps * O::kStep;
   compute_t<T>* panel = static_cast<compute_t<T>*>(scratch);
   compute_t<T>* sums = panel + kBlockSteps * columns;
-  const int64_t blocks = k_blocks(a.k, block), tiles = (a.m + kTileRows - 1) / kTileRows;
+  const int64_t blocks = k_blocks(a.k, block);
   for (int64_t col = begin; col < end; col += columns) {
     const int64_t cols = at_most(columns, end - col);
     for (int64_t b = 0; b < blocks; b++) {
       const int64_t k0 = b * block, k = at_most(block, a.k - k0);
-      transpose_panel<T>(static_cast<const T*>(a.w) + col * a.ldw + k0, a.ldw, cols, k, panel);
-      for (int64_t t = 0; t < tiles; t++) {
-        const int64_t row = t * a.m / tiles, rows = (t + 1) * a.m / tiles - row;
-        compute_t<T>* c = blocks == 1 ? sums : sums + row * columns;
-        for (int64_t e = 0; e == 0 || e < k; e += chain)
-          any_tile<T>(rows, x + row * a.ldx + k0 + e, a.ldx, at_most(chain, k - e),
-                      panel + e / O::kStep * columns, c, b > 0 || e > 0);
-        if (b == blocks - 1) finish<T>(a, c, columns, row, rows, col, cols);
+      if (a.packed) {
+        const packed_t<T>* packed = static_cast<const packed_t<T>*>(a.packed);
+        packed += col / columns * packed_elements<T>(a) + b * kBlockSteps * columns;
+        panel_block<T>(a, packed, k0, k, sums, col, cols);
+        continue;
       }
+      transpose_panel<T>(static_cast<const T*>(a.w) + col * a.ldw + k0, a.ldw, cols, k, panel);
+      panel_block<T>(a, panel, k0, k, sums, col, cols);
     }
+  }
+}
+
+// Panels [begin, end) of w, one behind the other.
+template <class T>
+FUSEDOPS_INLINE void pack(const LinearArgs& a, void* panels, int64_t begin, int64_t end) {
+  for (int64_t p = begin; p < end; p++) {
+    const int64_t col = p * kPanelColumns<T>, cols = at_most(kPanelColumns<T>, a.n - col);
+    transpose_panel<T>(static_cast<const T*>(a.w) + col * a.ldw, a.ldw, cols, a.k,
+                       static_cast<packed_t<T>*>(panels) + p * packed_elements<T>(a));
   }
 }
 

@@ -1,0 +1,292 @@
+"""Packed weights as the kernels take them: linear_pack, linear_packed, gelu_linear_packed.
+
+Their numbers are those of linear and gelu_linear, whose bound they are held to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers import assert_refused
+from torch import Tensor
+
+import fusedops
+from fusedops import reference
+from fusedops.testing import DTYPES, VIEWS
+
+ops = torch.ops.fusedops
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+each_variant = pytest.mark.parametrize("approximate", ["none", "tanh", "quick"])
+
+HEADER = 64
+EPS32 = 2.0**-24
+
+
+def layer(m: int, n: int, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(torch.randn(s).to(dtype) for s in ((m, k), (n, k), (n,)))  # type: ignore[return-value]
+
+
+def assert_within_bound(
+    y: Tensor, x: Tensor, w: Tensor, b: Tensor | None, approximate: str | None = None
+) -> None:
+    """The documented bound of linear and gelu_linear, element by element."""
+    x64, w64, b64 = (None if t is None else t.double() for t in (x, w, b))
+    z = reference.linear(x64, w64, b64)
+    scale = x64.abs() @ w64.abs().T + (0 if b64 is None else b64.abs())
+    eps = torch.finfo(y.dtype).eps / 2
+    eps_sum = eps if y.dtype == torch.float64 else EPS32
+    expected, slope, ulps = z, 1.0, 0
+    if approximate is not None:
+        expected, slope, ulps = reference.gelu(z, approximate=approximate), 1.13, 8
+    bound = eps * expected.abs() + slope * (x.shape[-1] + 1) * eps_sum * scale
+    bound += ulps * 2 * eps_sum * expected.abs() + torch.finfo(y.dtype).smallest_normal
+    if y.dtype == torch.bfloat16:
+        bound += 2.0**-126 * (x64.abs().sum(-1, keepdim=True) + w64.abs().sum(-1))
+    assert ((y.double() - expected).abs() <= bound).all()
+
+
+# Rows of every kernel; columns of a part of a panel, of whole ones and one more; odd and long K.
+SIZES = [
+    (1, 64, 32),
+    (1, 65, 33),
+    (2, 1, 1),
+    (3, 70, 100),
+    (4, 128, 1027),
+    (7, 33, 2500),
+    (16, 200, 64),
+    (33, 97, 130),
+    (130, 70, 100),
+    (65, 130, 1100),
+]
+each_size = pytest.mark.parametrize(("m", "n", "k"), SIZES)
+
+
+@each_dtype
+@each_size
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_packed_is_within_the_bound(
+    m: int, n: int, k: int, bias: bool, dtype: str, isa: str
+) -> None:
+    x, w, b = layer(m, n, k, DTYPES[dtype])
+    y = ops.linear_packed(x, ops.linear_pack(w), b if bias else None, n)
+    assert (y.shape, y.dtype) == ((m, n), x.dtype)
+    assert_within_bound(y, x, w, b if bias else None)
+
+
+@each_dtype
+@each_variant
+@pytest.mark.parametrize("m", [1, 5, 40])
+def test_gelu_linear_packed_is_within_the_bound(
+    m: int, approximate: str, dtype: str, isa: str
+) -> None:
+    x, w, b = layer(m, 75, 120, DTYPES[dtype])
+    y = ops.gelu_linear_packed(x, ops.linear_pack(w), b, 75, approximate)
+    assert_within_bound(y, x, w, b, approximate)
+
+
+@each_dtype
+@pytest.mark.parametrize("rows", [2, 40])
+def test_out_and_strides_have_the_bits_of_a_fresh_result(rows: int, dtype: str, isa: str) -> None:
+    x, w, b = layer(rows, 75, 50, DTYPES[dtype])
+    packed = ops.linear_pack(w)
+    for name, rest in (("linear_packed", ()), ("gelu_linear_packed", ("none",))):
+        y = getattr(ops, name)(x, packed, b, 75, *rest)
+        for out in (
+            torch.empty(rows, 75),
+            torch.empty(rows, 90)[:, 3:78],
+            torch.empty(75, rows).t(),
+            torch.empty(rows, 150)[:, ::2],
+        ):
+            given = out.to(x.dtype)
+            getattr(ops, name + "_out")(x, packed, b, 75, *rest, given)
+            assert torch.equal(given, y)
+    for view in VIEWS.values():
+        strided = view(x[None])
+        y = ops.linear_packed(strided, packed, b, 75)
+        assert torch.equal(y, ops.linear_packed(strided.clone().contiguous(), packed, b, 75))
+
+
+@each_dtype
+@pytest.mark.parametrize(
+    "view", ["transposed", "strided", "sliced", "offset", "expanded", "negative"]
+)
+def test_every_view_of_the_weight_packs_alike(view: str, dtype: str) -> None:
+    w = VIEWS[view](torch.randn(70, 35).to(DTYPES[dtype]))
+    assert torch.equal(ops.linear_pack(w), ops.linear_pack(w.clone().contiguous()))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
+def test_empty_weights(shape: tuple[int, int], isa: str) -> None:
+    n, k = shape
+    packed, b = ops.linear_pack(torch.randn(shape)), torch.randn(n)
+    assert packed.numel() == HEADER
+    y = ops.linear_packed(torch.randn(3, k), packed, b, n)
+    assert torch.equal(y, b.expand(3, n))
+
+
+@pytest.mark.parametrize("lead", [(), (0,), (2, 3), (2, 0, 3)])
+def test_any_number_of_leading_dimensions(lead: tuple[int, ...]) -> None:
+    x, w = torch.randn(*lead, 20), torch.randn(70, 20)
+    y = ops.linear_packed(x, ops.linear_pack(w), None, 70)
+    torch.testing.assert_close(y, torch.nn.functional.linear(x, w))
+
+
+# A copy may land on any alignment; the bits are the same.
+@each_dtype
+@pytest.mark.parametrize("shift", [1, 2, 4, 16, 32, 63])
+@pytest.mark.parametrize("rows", [1, 5, 130])
+def test_packed_weight_at_any_alignment(rows: int, shift: int, dtype: str, isa: str) -> None:
+    x, w, b = layer(rows, 75, 130, DTYPES[dtype])
+    packed = ops.linear_pack(w)
+    moved = torch.empty(packed.numel() + 64, dtype=torch.uint8)[shift:][: packed.numel()]
+    moved.copy_(packed)
+    y = ops.linear_packed(x, packed, b, 75)
+    assert torch.equal(ops.linear_packed(x, moved, b, 75), y)
+    assert torch.equal(ops.linear_packed(x, packed.clone(), b, 75), y)
+
+
+@each_dtype
+def test_nan_and_infinity_reach_their_elements_only(dtype: str, isa: str) -> None:
+    for m in (1, 3, 50):
+        x, w, b = layer(m, 70, 101, DTYPES[dtype])
+        x[0, 100], w[3, 5], w[69, 100], b[1] = torch.nan, torch.inf, torch.nan, -torch.inf
+        y = ops.linear_packed(x, ops.linear_pack(w), b, 70)
+        expected = reference.linear(x.double(), w.double(), b.double())
+        assert torch.equal(y.isnan(), expected.isnan())
+        assert torch.equal(y == torch.inf, expected == torch.inf)
+        assert torch.equal(y == -torch.inf, expected == -torch.inf)
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+WHAT = "packed must be a weight as fusedops::linear_pack returns it"
+
+
+def _changed(packed: Tensor, at: int, *values: int) -> Tensor:
+    packed = packed.clone()
+    packed[at : at + len(values)] = torch.tensor(values, dtype=torch.uint8)
+    return packed
+
+
+BAD: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "weight": (lambda p: torch.randn(70, 20), f"{WHAT}, contiguous bytes, but got Float of shape"),
+    "matrix": (lambda p: p.view(2, -1), f"{WHAT}, contiguous bytes, but got Byte of shape"),
+    "strided": (
+        lambda p: torch.stack((p, p), 1)[:, 0],
+        f"{WHAT}, contiguous bytes, but got Byte of shape",
+    ),
+    "empty": (lambda p: p[:0], f"{WHAT} but got 0 bytes, less than its header"),
+    "header-only": (lambda p: p[:63], f"{WHAT} but got 63 bytes, less than its header"),
+    "zeros": (torch.zeros_like, f"{WHAT} but got other bytes (its first 8 are not 'fusedops')"),
+    "layout": (lambda p: _changed(p, 8, 77), "packed must have layout "),
+    "isa": (lambda p: _changed(p, 16, 120), "packed must be packed for the ISA in use, "),
+    "dtype": (lambda p: _changed(p, 12, 9), f"{WHAT} but got a header that names no dtype or size"),
+    "size": (
+        lambda p: _changed(p, 39, 128),
+        f"{WHAT} but got a header that names no dtype or size",
+    ),
+    "huge": (
+        lambda p: _changed(p, 44, 1),
+        "packed must hold the [70, 4294967316] elements that its header names but got ",
+    ),
+    "columns": (lambda p: _changed(p, 48, 3), "packed must hold "),
+    "truncated": (lambda p: p[:-1], "packed must hold the "),
+    "longer": (lambda p: torch.cat((p, p[:1])), "packed must hold the "),
+    "other-n": (
+        lambda p: ops.linear_pack(torch.randn(71, 20)),
+        "out_features must be the packed weight's N = 71 but got 70",
+    ),
+    "other-k": (
+        lambda p: ops.linear_pack(torch.randn(70, 21)),
+        "input's last dimension must be weight's K = 21 but got shape [3, 20]",
+    ),
+    "other-dtype": (
+        lambda p: ops.linear_pack(torch.randn(70, 20).half()),
+        "weight must have input's dtype Float but got Half",
+    ),
+}
+
+FORMS: dict[str, tuple[str, Callable[..., object]]] = {
+    "linear_packed": ("linear_packed", lambda *a: ops.linear_packed(*a, 70)),
+    "linear_packed_out": (
+        "linear_packed",
+        lambda *a: ops.linear_packed_out(*a, 70, torch.empty(3, 70)),
+    ),
+    "gelu_linear_packed": ("gelu_linear_packed", lambda *a: ops.gelu_linear_packed(*a, 70, "none")),
+    "gelu_linear_packed_out": (
+        "gelu_linear_packed",
+        lambda *a: ops.gelu_linear_packed_out(*a, 70, "none", torch.empty(3, 70)),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
+def test_what_is_no_packed_weight_is_refused(
+    form: str, change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    op, call = FORMS[form]
+    packed = change(ops.linear_pack(torch.randn(70, 20)))
+    with pytest.raises(RuntimeError) as caught:
+        call(torch.randn(3, 20), packed, torch.randn(70))
+    assert str(caught.value).startswith(f"[{op}] {message}")
+
+
+@pytest.mark.parametrize("other", fusedops.isa.supported())
+def test_packed_for_another_isa_is_refused(other: str, isa: str) -> None:
+    x, w = torch.randn(3, 20), torch.randn(70, 20)
+    with fusedops.isa.use(other):
+        packed = ops.linear_pack(w)
+    if other == isa:
+        assert_within_bound(ops.linear_packed(x, packed, None, 70), x, w, None)
+        return
+    message = (
+        f"[linear_packed] packed must be packed for the ISA in use, {isa}, but got one for {other}"
+        ": pack the weight again"
+    )
+    assert_refused(lambda: ops.linear_packed(x, packed, None, 70), message, x, packed)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.ones(3, 4, dtype=torch.int8), "weight must be float32, float16, bfloat16 or float"),
+        (torch.ones(3), "weight must have 2 dimensions [N, K] but got shape [3]"),
+        (torch.ones(1, 3, 4), "weight must have 2 dimensions [N, K] but got shape [1, 3, 4]"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(weight: Tensor, message: str) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        ops.linear_pack(weight)
+    assert str(caught.value).startswith(f"[linear_pack] {message}")
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        (torch.ones(69), "bias must be [N] = [70] but got shape [69]"),
+        (torch.ones(70, 1), "bias must be [N] = [70] but got shape [70, 1]"),
+        (torch.ones(70).double(), "bias must have input's dtype Float but got Double"),
+    ],
+)
+def test_wrong_bias_is_refused(bias: Tensor, message: str) -> None:
+    x, packed = torch.randn(3, 20), ops.linear_pack(torch.randn(70, 20))
+    assert_refused(
+        lambda: ops.linear_packed(x, packed, bias, 70), f"[linear_packed] {message}", x, bias
+    )
+
+
+def test_out_in_the_packed_weight_is_refused() -> None:
+    x, packed = torch.randn(3, 20), ops.linear_pack(torch.randn(70, 20))
+    out = packed[HEADER:][: 3 * 70 * 4].view(torch.float32).view(3, 70)
+    message = "[linear_packed] out must not share memory with the inputs but got a view of the "
+    message += "same memory"
+    assert_refused(lambda: ops.linear_packed_out(x, packed, None, 70, out), message, x, packed)
+    beside = torch.empty(packed.numel() + 3 * 70 * 4 + 4, dtype=torch.uint8)
+    moved = beside[: packed.numel()].copy_(packed)
+    behind = beside[packed.numel() :][: 3 * 70 * 4].view(torch.float32).view(3, 70)
+    ops.linear_packed_out(x, moved, None, 70, behind)
+    assert torch.equal(behind, ops.linear_packed(x, packed, None, 70))
