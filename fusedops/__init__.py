@@ -31,6 +31,7 @@ __all__ = [
     "linear",
     "nn",
     "pack_linear",
+    "plan",
     "reference",
     "rope",
     "rope_",
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 # Loaded at their first use: modules, and the functions that are not ops.
-_MODULES = frozenset({"bench", "compat", "ladder", "nn", "reference", "testing"})
+_MODULES = frozenset({"bench", "compat", "ladder", "nn", "plan", "reference", "testing"})
 _FUNCTIONS = {
     "doctor": "fusedops.diagnosis",
     "freeze": "fusedops.freezing",

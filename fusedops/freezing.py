@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from fusedops import _C
-from fusedops._library import DTYPE_NAMES, is_plain, ops
+from fusedops._library import DTYPE_NAMES, ops, transform_level
 from fusedops.ops.linear import autocast
 
 __all__ = ["Packing", "freeze", "unfreeze"]
@@ -20,8 +21,8 @@ __all__ = ["Packing", "freeze", "unfreeze"]
 _M = TypeVar("_M")
 # Looked up once: every call asks them.
 _is_autocast_enabled = torch.is_autocast_enabled
-_isa = _C.isa_current
-_NOTHING: tuple[Any, ...] = (None,) * 10
+_is_grad_enabled = torch.is_grad_enabled
+_tracing = torch._C._get_tracing_state  # of torch.jit.trace
 
 
 def freeze(module: _M) -> _M:
@@ -108,8 +109,7 @@ class Packing:
     __slots__ = ("__weakref__", "_kept")
 
     def __init__(self) -> None:
-        # Replaced as a whole: threads that share the module see the old one or the new one. The
-        # storage is kept so that no other tensor can come to lie at its address.
+        # Replaced as a whole: threads that share the module see the old one or the new one.
         self._kept = _NOTHING
         _packings.add(self)
 
@@ -134,44 +134,38 @@ class Packing:
         # No subclass, no proxy, and no plain tensor, which functional_call lends for one call.
         if type(weight) is not Parameter or type(input) not in _PLAIN:
             return None
-        if not is_plain(input, weight, bias) or torch.jit.is_tracing():
+        # What is_plain asks, and jit.trace: a call of it would cost as much as the rest.
+        if transform_level() is not None or forward_ad._current_level >= 0 or _tracing() is not None:
             return None
-        try:
-            version = weight._version
-        except RuntimeError:  # an inference tensor
-            version = None
+        if _is_grad_enabled() and (
+            input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+        ):
+            return None
         cast = None
         if _is_autocast_enabled("cpu"):
             input, bias = autocast(input, bias)
             cast = torch.get_autocast_dtype("cpu")
-        seen, counted, pointer, dtype, shape, stride, isa, wanted, packed, _ = self._kept
-        if (
-            weight is not seen
-            or version != counted
-            or weight.data_ptr() != pointer
-            or weight.dtype is not dtype
-            or weight.shape != shape
-            or weight.stride() != stride
-            or _isa() != isa
-            or cast is not wanted
-        ):
-            packed = self._pack(weight, version, cast)
-        return None if packed is None else (input, packed, bias, weight.shape[0])
+        _, is_same, wanted, packed, out_features = self._kept
+        if cast is not wanted or not is_same(weight):
+            _, _, _, packed, out_features = self._kept = self._pack(weight, cast)
+        return None if packed is None else (input, packed, bias, out_features)
 
-    def _pack(
-        self, weight: Parameter, version: int | None, cast: torch.dtype | None
-    ) -> Tensor | None:
-        if not weight.is_cpu or weight.dtype not in DTYPE_NAMES or weight.dim() != 2:
-            return None  # of these the plain path knows what to do or to say
-        like = weight, version, weight.data_ptr(), weight.dtype, weight.shape, weight.stride()
+    def _pack(self, weight: Parameter, cast: torch.dtype | None) -> tuple[Any, ...]:
         self._kept = _NOTHING  # before there are two packings
+        if not weight.is_cpu or weight.dtype not in DTYPE_NAMES or weight.dim() != 2:
+            return _NOTHING  # of these the plain path knows what to do or to say
+        is_same = _C.snapshot(weight)
         with torch.no_grad():
             (values,) = (weight,) if cast is None else autocast(weight)
-            packed: Tensor = ops.linear_pack(values)
-        self._kept = (*like, _isa(), cast, packed, weight.untyped_storage())
-        return packed
+            return weight, is_same, cast, ops.linear_pack(values), weight.shape[0]
 
 
+def _never(weight: Tensor) -> bool:
+    return False
+
+
+# weight, is it the same, autocast's dtype, packed, out_features
+_NOTHING: tuple[Any, ...] = (None, _never, None, None, 0)
 _PLAIN = (Tensor, Parameter)
 _packings: weakref.WeakSet[Packing] = weakref.WeakSet()
 

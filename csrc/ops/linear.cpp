@@ -199,10 +199,10 @@ LinearArgs slice(const LinearArgs& a, int64_t begin, int64_t rows, int64_t x_ele
 }
 
 // Work is multiply-adds, and reading w once, which costs as much as some more of them.
-int64_t worker_count(const LinearArgs& a) {
+int64_t worker_count(const LinearArgs& a, int threads) {
   constexpr int64_t per_thread = int64_t{1} << 19;  // 5 to 10 us
   const int64_t work = a.n * a.k * (a.m + 8);
-  return std::clamp<int64_t>(work / per_thread, 1, thread_count());
+  return std::clamp<int64_t>(work / per_thread, 1, threads);
 }
 
 constexpr int64_t kDotChunk = 64;         // rows whose sums stay in the first cache
@@ -217,11 +217,11 @@ struct Tasks {
   int64_t workers;
 };
 
-Tasks plan(const LinearArgs& a, const LinearKernels& k) {
+Tasks cut(const LinearArgs& a, const LinearKernels& k, int threads) {
   LinearShape shape = {};
   k.shape(a, shape);
   Tasks t = {};
-  t.workers = worker_count(a);
+  t.workers = worker_count(a, threads);
   // Panels compute whole panels: with few columns most of that would be thrown away.
   const int64_t padded = pieces(a.n, shape.panel_columns) * shape.panel_columns;
   t.dots = !a.packed && (a.m <= shape.few_rows || 5 * a.n < 4 * padded);
@@ -253,36 +253,82 @@ void run_tasks(const LinearArgs& a, const LinearKernels& k, const Tasks& t, char
   });
 }
 
-// x goes through a wider copy of as many rows as fit kWideBytes.
-void run_widened(const LinearArgs& a, const LinearKernels& k, const Tasks& t, int64_t element) {
+}  // namespace
+
+struct LinearSchedule {
+  LinearKernels kernels;
+  Tasks tasks;
+  int64_t element;     // bytes
+  int64_t wide_rows;   // of x at once through a wider copy; 0: x is read as it is
+  int64_t wide_bytes;  // of that copy, which lies before the workers' memory
+};
+
+namespace {
+
+LinearSchedule schedule(const LinearArgs& a, DType type, int threads) {
+  LinearSchedule s = {};
+  s.kernels = kernels_for(type);
+  s.tasks = cut(a, s.kernels, threads);
+  s.element = size_of(type);
+  LinearShape shape = {};
+  s.kernels.shape(a, shape);
+  if (!shape.widen_x) return s;
   const int64_t row_bytes = std::max<int64_t>(1, a.k) * static_cast<int64_t>(sizeof(float));
-  const int64_t rows =
-      std::min(a.m, std::max<int64_t>(1, kWideBytes / row_bytes / t.rows) * t.rows);
-  const int64_t wide_bytes = pieces(rows * row_bytes, 64) * 64;
-  const Memory memory = allocate(wide_bytes + t.workers * t.scratch);
-  float* wide = reinterpret_cast<float*>(memory.get());
-  for (int64_t row = 0; row < a.m; row += rows) {
-    LinearArgs part = slice(a, row, std::min(rows, a.m - row), element, element);
+  const int64_t rows = s.tasks.rows;
+  s.wide_rows = std::min(a.m, std::max<int64_t>(1, kWideBytes / row_bytes / rows) * rows);
+  s.wide_bytes = pieces(s.wide_rows * row_bytes, 64) * 64;
+  return s;
+}
+
+void run_widened(const LinearSchedule& s, const LinearArgs& a, char* memory) {
+  float* wide = reinterpret_cast<float*>(memory);
+  for (int64_t row = 0; row < a.m; row += s.wide_rows) {
+    LinearArgs part = slice(a, row, std::min(s.wide_rows, a.m - row), s.element, s.element);
     parallel_for(part.m, pieces(1 << 15, std::max<int64_t>(1, a.k)),
-                 [&](int64_t begin, int64_t end) { k.widen(part, wide, begin, end); });
+                 [&](int64_t begin, int64_t end) { s.kernels.widen(part, wide, begin, end); });
     part.x = wide;
     part.ldx = a.k;
-    run_tasks(part, k, t, memory.get() + wide_bytes, sizeof(float), element);
+    run_tasks(part, s.kernels, s.tasks, memory + s.wide_bytes, sizeof(float), s.element);
   }
+}
+
+void pack(const LinearKernels& k, const LinearArgs& a, void* to) {
+  LinearShape shape = {};
+  k.shape(a, shape);
+  const int64_t columns = shape.panel_columns;
+  const int64_t grain = pieces(1 << 15, std::max<int64_t>(1, a.k * columns));
+  parallel_for(pieces(a.n, columns), grain,
+               [&](int64_t begin, int64_t end) { k.pack(a, to, begin, end); });
+}
+
+int64_t packed_bytes(const LinearKernels& k, const LinearArgs& a) {
+  LinearShape shape = {};
+  k.shape(a, shape);
+  return pieces(a.n, shape.panel_columns) * shape.packed_bytes;
 }
 
 }  // namespace
 
+std::shared_ptr<const LinearSchedule> schedule_packed(LinearArgs a, DType type, int threads) {
+  static constexpr char some = 0;
+  a.packed = &some;  // that there is one is all that a schedule asks
+  return std::make_shared<const LinearSchedule>(schedule(a, type, threads));
+}
+
+int64_t work_bytes(const LinearSchedule& s) {
+  return s.wide_bytes + s.tasks.workers * s.tasks.scratch;
+}
+
+void run_linear(const LinearSchedule& s, const LinearArgs& a, char* memory) {
+  if (a.m == 0 || a.n == 0) return;
+  if (s.wide_rows > 0) return run_widened(s, a, memory);
+  run_tasks(a, s.kernels, s.tasks, memory, s.element, s.element);
+}
+
 void run_linear(const LinearArgs& a, DType type) {
   if (a.m == 0 || a.n == 0) return;
-  const LinearKernels k = kernels_for(type);
-  const Tasks t = plan(a, k);
-  const int64_t element = size_of(type);
-  LinearShape shape = {};
-  k.shape(a, shape);
-  if (shape.widen_x) return run_widened(a, k, t, element);
-  const Memory scratch = allocate(t.workers * t.scratch);
-  run_tasks(a, k, t, scratch.get(), element, element);
+  const LinearSchedule s = schedule(a, type, thread_count());
+  run_linear(s, a, allocate(work_bytes(s)).get());
 }
 
 int64_t packed_columns(const LinearArgs& a, DType type) {
@@ -291,19 +337,13 @@ int64_t packed_columns(const LinearArgs& a, DType type) {
   return shape.panel_columns;
 }
 
-int64_t packed_bytes(const LinearArgs& a, DType type) {
-  LinearShape shape = {};
-  kernels_for(type).shape(a, shape);
-  return pieces(a.n, shape.panel_columns) * shape.packed_bytes;
+int64_t packed_bytes(const LinearArgs& a, DType type) { return packed_bytes(kernels_for(type), a); }
+int64_t packed_bytes(const LinearSchedule& s, const LinearArgs& a) {
+  return packed_bytes(s.kernels, a);
 }
 
-void run_pack(const LinearArgs& a, DType type, void* to) {
-  const LinearKernels k = kernels_for(type);
-  const int64_t columns = packed_columns(a, type);
-  const int64_t grain = pieces(1 << 15, std::max<int64_t>(1, a.k * columns));
-  parallel_for(pieces(a.n, columns), grain,
-               [&](int64_t begin, int64_t end) { k.pack(a, to, begin, end); });
-}
+void run_pack(const LinearArgs& a, DType type, void* to) { pack(kernels_for(type), a, to); }
+void run_pack(const LinearSchedule& s, const LinearArgs& a, void* to) { pack(s.kernels, a, to); }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fusedops, m) {
   m.def("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor");

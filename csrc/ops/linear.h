@@ -1,6 +1,7 @@
 // What linear and gelu_linear share: the checks, and an input turned into rows.
 #pragma once
 #include <initializer_list>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -49,5 +50,15 @@ struct LinearCall {
 int64_t packed_bytes(const LinearArgs& a, DType t);
 void run_pack(const LinearArgs& a, DType t, void* to);
 int64_t packed_columns(const LinearArgs& a, DType t);  // of one panel
+
+// How run_linear does one shape with a packed weight on the ISA in use, to be kept. Of `a` the
+// sizes count.
+struct LinearSchedule;
+std::shared_ptr<const LinearSchedule> schedule_packed(LinearArgs a, DType t, int threads);
+int64_t work_bytes(const LinearSchedule& s);
+// memory: work_bytes of it, aligned to 64, that nobody else uses meanwhile.
+void run_linear(const LinearSchedule& s, const LinearArgs& a, char* memory);
+int64_t packed_bytes(const LinearSchedule& s, const LinearArgs& a);
+void run_pack(const LinearSchedule& s, const LinearArgs& a, void* to);
 
 }  // namespace fusedops

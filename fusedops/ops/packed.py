@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusedops import _C, _library
-from fusedops._library import DTYPE_NAMES, is_plain, ops
+from fusedops._library import DTYPE_NAMES, SHORT_NAMES, is_plain, ops
 from fusedops.ops.gelu import require_approximate
 
 __all__ = ["PackedLinear", "pack_linear"]
@@ -81,7 +81,9 @@ def pack_linear(
     Raises:
         RuntimeError: ``[pack_linear] requirement but got value``.
     """
-    _require_weight(weight, bias, dtype)
+    require_weight("pack_linear", weight, bias, dtype)
+    there = "weight must be on the CPU"
+    _need("pack_linear", weight.is_cpu or weight.is_meta, there, weight.device)
     dtype = weight.dtype if dtype is None else dtype
     with torch.no_grad():
         data = ops.linear_pack(weight.detach().to(dtype))
@@ -95,17 +97,19 @@ def _need(op: str, met: bool, requirement: str, got: Any) -> None:
         raise RuntimeError(f"[{op}] {requirement} but got {got}")
 
 
-def _require_weight(weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> None:
+def require_weight(
+    op: str, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None
+) -> None:
+    """Fail unless these can be packed; the device apart."""
+
     def need(met: bool, requirement: str, got: Any) -> None:
-        _need("pack_linear", met, requirement, got)
+        _need(op, met, requirement, got)
 
     names = "float32, float16, bfloat16 or float64"
     need(weight.dtype in DTYPE_NAMES, f"weight must be {names}", weight.dtype)
     need(dtype is None or dtype in DTYPE_NAMES, f"dtype must be {names}", dtype)
     shape = f"shape {[*weight.shape]}"
     need(weight.dim() == 2, "weight must have 2 dimensions [N, K]", shape)
-    devices = weight.is_cpu or weight.is_meta
-    need(devices, "weight must be on the CPU, whose kernels read it,", weight.device)
     if bias is None:
         return
     own = f"bias must have weight's dtype {DTYPE_NAMES[weight.dtype]}"
@@ -167,11 +171,12 @@ def _require_traced(op: str, input: Tensor, packed: PackedLinear) -> None:
 
 
 def _fake_pack(weight: Tensor) -> Tensor:
-    _need("linear_pack", weight.dim() == 2, "weight must have 2 dimensions [N, K]", weight.shape)
-    name = DTYPE_NAMES.get(weight.dtype)
-    _need("linear_pack", name is not None, "weight must be floating-point", weight.dtype)
+    _need("linear_pack", weight.dim() == 2, "weight must have 2 dimensions [N, K]", f"shape {[*weight.shape]}")
+    floating = "weight must be float32, float16, bfloat16 or float64"
+    _need("linear_pack", weight.dtype in DTYPE_NAMES, floating, weight.dtype)
     n, k = (int(size) for size in weight.shape)
-    return weight.new_empty((_C.packed_bytes(n, k, name),), dtype=torch.uint8)
+    size = _C.packed_bytes(n, k, SHORT_NAMES[weight.dtype])
+    return weight.new_empty((size,), dtype=torch.uint8)
 
 
 def _fake(
