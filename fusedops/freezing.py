@@ -64,8 +64,9 @@ def freeze(module: _M) -> _M:
     Raises:
         RuntimeError: ``[freeze] requirement but got value``: nothing in it can be frozen.
     """
-    for layer in _layers("freeze", module):
-        layer._packing = Packing()
+    if not isinstance(module, _C.Plan):
+        for layer in _layers("freeze", module):
+            layer._packing = Packing()
     return module
 
 
@@ -81,6 +82,10 @@ def unfreeze(module: _M) -> _M:
     Raises:
         RuntimeError: ``[unfreeze] requirement but got value``: nothing in it could be frozen.
     """
+    if isinstance(module, _C.Plan):
+        raise RuntimeError(
+            "[unfreeze] a plan must be kept as it is (it has no weight to go back to) but got one"
+        )
     for layer in _layers("unfreeze", module):
         layer._packing = None
     return module

@@ -108,6 +108,7 @@ def require_weight(
     names = "float32, float16, bfloat16 or float64"
     need(weight.dtype in DTYPE_NAMES, f"weight must be {names}", weight.dtype)
     need(dtype is None or dtype in DTYPE_NAMES, f"dtype must be {names}", dtype)
+    need(weight.layout == torch.strided, "weight must be strided", weight.layout)
     shape = f"shape {[*weight.shape]}"
     need(weight.dim() == 2, "weight must have 2 dimensions [N, K]", shape)
     if bias is None:
@@ -160,14 +161,16 @@ def _prepare(op: str, input: Tensor, packed: PackedLinear, bias: Tensor | None) 
 def _require_traced(op: str, input: Tensor, packed: PackedLinear) -> None:
     """That no gradient is wanted, and what only the kernel can read off packed bytes."""
     _library.refuse_recorded(op, "a packed weight, which has no gradient,", input)
-    floating = "input must be float32, float16, bfloat16 or float64"
-    _need(op, input.dtype in DTYPE_NAMES, floating, input.dtype)
-    own = f"weight must have input's dtype {DTYPE_NAMES[input.dtype]}"
-    _need(op, packed.dtype == input.dtype, own, DTYPE_NAMES[packed.dtype])
-    shape = f"shape {[*input.shape]}"
-    _need(op, input.dim() > 0, "input must have at least 1 dimension", shape)
-    last = f"input's last dimension must be weight's K = {packed.in_features}"
-    _need(op, input.shape[-1] == packed.in_features, last, shape)
+    # The compiler does not format its symbolic sizes: no text before it is wanted.
+    if input.dtype not in DTYPE_NAMES:
+        _need(op, False, "input must be float32, float16, bfloat16 or float64", input.dtype)
+    if packed.dtype != input.dtype:
+        own = f"weight must have input's dtype {DTYPE_NAMES[input.dtype]}"
+        _need(op, False, own, DTYPE_NAMES[packed.dtype])
+    _need(op, input.dim() > 0, "input must have at least 1 dimension", "shape []")
+    if input.shape[-1] != packed.in_features:
+        last = f"input's last dimension must be weight's K = {packed.in_features}"
+        _need(op, False, last, f"shape {[*input.shape]}")
 
 
 def _fake_pack(weight: Tensor) -> Tensor:
