@@ -206,6 +206,19 @@ def register_fallback(name: str, formula: Callable[..., Any]) -> None:
     _library.impl(name, fallback, "CompositeExplicitAutograd")
 
 
+def register_cpu_only(name: str) -> None:
+    """Make ``fusedops::name`` say on other devices that it has no formula to fall back to."""
+
+    def refuse(*args: Any) -> Any:
+        _require_one_device(name, args)
+        device = next(a.device for a in args if isinstance(a, Tensor))
+        raise RuntimeError(
+            f"[{_public_name(name)}] a packed weight must be on the CPU but got {device}"
+        )
+
+    _library.impl(name, refuse, "CompositeExplicitAutograd")
+
+
 def _public_name(name: str) -> str:
     """The op that ``fusedops::name`` is a variant of, as users call it."""
     for suffix in ("_nograd", "_out", "_preact", "_packed"):

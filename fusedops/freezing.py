@@ -140,7 +140,11 @@ class Packing:
         if type(weight) is not Parameter or type(input) not in _PLAIN:
             return None
         # What is_plain asks, and jit.trace: a call of it would cost as much as the rest.
-        if transform_level() is not None or forward_ad._current_level >= 0 or _tracing() is not None:
+        if (
+            transform_level() is not None
+            or forward_ad._current_level >= 0
+            or _tracing() is not None
+        ):
             return None
         if _is_grad_enabled() and (
             input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)

@@ -14,7 +14,7 @@ copied, which returns it, and not pickled.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -79,7 +79,7 @@ def gelu_linear(
     require_weight(op, weight, bias, dtype)
     _need(op, weight.is_cpu, "weight must be on the CPU", weight.device)
     require_approximate(op, approximate)
-    lead = (rows,) if isinstance(rows, int) else tuple(rows)
+    lead: tuple[Any, ...] = (rows,) if isinstance(rows, int) else tuple(rows)
     sizes = all(isinstance(n, int) and n >= 0 for n in lead)
     _need(op, sizes, "rows must be a size or a sequence of sizes", repr(rows))
     most = torch.get_num_threads()
@@ -140,10 +140,9 @@ def rope(
             before anything is written; in a call also where autograd would have to record it.
     """
     with torch.no_grad():
-        like = torch.empty(
-            tuple(shape), dtype=cos.dtype if dtype is None else dtype, device="cpu"
-        )
-        form = {"layout": layout, "interleaved": interleaved, "conjugate": conjugate}
+        like = torch.empty(tuple(shape), dtype=cos.dtype if dtype is None else dtype, device="cpu")
+        form: dict[str, Any] = {"layout": layout, "interleaved": interleaved}
+        form["conjugate"] = conjugate
         fusedops.rope(like, cos, sin, position_ids, offset=offset, **form)  # all of its checks
         tables = [t.detach().contiguous().resolve_neg() for t in (cos, sin)]
         ids = None if position_ids is None else position_ids.to(torch.int64).contiguous()

@@ -33,9 +33,7 @@ class Ops(TorchDispatchMode):
         super().__init__()
         self.names: list[str] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "fusedops":
             self.names.append(func._opname)
         return func(*args, **(kwargs or {}))
@@ -78,7 +76,9 @@ def test_packs_once(dtype: str, bias: bool, approximate: str, isa: str) -> None:
     module = layer(DTYPES[dtype], bias=bias, approximate=approximate)
     x = x_of(DTYPES[dtype])
     assert ops_of(lambda: module(x)) == [PACK, PACKED]
-    assert ops_of(lambda: [module(x), module(x[:1]), module(x.t().contiguous().t())]) == [PACKED] * 3
+    assert (
+        ops_of(lambda: [module(x), module(x[:1]), module(x.t().contiguous().t())]) == [PACKED] * 3
+    )
     assert_current(module, x)
 
 

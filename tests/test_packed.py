@@ -269,6 +269,16 @@ def test_every_op_is_opchecked() -> None:
     assert {*op_calls()} == {n for n in names if n.startswith(("linear_pack", "gelu_linear_pack"))}
 
 
+@pytest.mark.parametrize("name", op_calls())
+def test_other_devices_are_refused(name: str) -> None:
+    op = getattr(ops, name).default
+    assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"fusedops::{name}", "CUDA")
+    label = name.split("_packed")[0]
+    message = f"[{label}] a packed weight must be on the CPU but got cpu"
+    other = torch._C.DispatchKey.CompositeExplicitAutograd
+    assert_refused(lambda: op._op_dk(other, *op_calls()[name]), message)
+
+
 @each_op
 def test_compiled(op: str) -> None:
     torch._dynamo.reset()

@@ -274,9 +274,7 @@ def test_what_cannot_be_packed_is_refused(weight: Tensor, message: str) -> None:
 )
 def test_wrong_bias_is_refused(bias: Tensor, message: str) -> None:
     x, packed = torch.randn(3, 20), ops.linear_pack(torch.randn(70, 20))
-    assert_refused(
-        lambda: ops.linear_packed(x, packed, bias, 70), f"[linear] {message}", x, bias
-    )
+    assert_refused(lambda: ops.linear_packed(x, packed, bias, 70), f"[linear] {message}", x, bias)
 
 
 def test_out_in_the_packed_weight_is_refused() -> None:

@@ -268,6 +268,7 @@ namespace {
 LinearSchedule schedule(const LinearArgs& a, DType type, int threads) {
   LinearSchedule s = {};
   s.kernels = kernels_for(type);
+  if (a.m == 0 || a.n == 0) return s;  // nothing to cut
   s.tasks = cut(a, s.kernels, threads);
   s.element = size_of(type);
   LinearShape shape = {};

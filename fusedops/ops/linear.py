@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -47,6 +47,12 @@ def linear(input: Tensor, weight: Tensor | PackedLinear, bias: Tensor | None = N
     return ops.linear(input, weight, bias)
 
 
+@overload
+def autocast(
+    input: Tensor, weight: Tensor, bias: Tensor | None, /
+) -> tuple[Tensor, Tensor, Tensor | None]: ...
+@overload
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]: ...
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The arguments in autocast's dtype where it is on, as torch casts those of a matmul."""
     device = next(t for t in tensors if t is not None).device.type

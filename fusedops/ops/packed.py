@@ -1,4 +1,4 @@
-"""Weights in the layout that the matmul kernels read: pack_linear and the ops on what it returns."""
+"""Weights in the layout that the matmul kernels read: pack_linear, and the ops on its result."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def pack_linear(
 ) -> PackedLinear:
     """``weight`` and ``bias`` once more, in the layout that the kernels read fastest.
 
-    A copy: what is written to ``weight`` and ``bias`` afterwards does not reach it. It takes as much
-    memory as the weight, rounded up to whole panels of columns.
+    A copy: what is written to ``weight`` and ``bias`` afterwards does not reach it. It takes as
+    much memory as the weight, rounded up to whole panels of columns.
 
     Args:
         weight: [N, K], any strides; float32, float16, bfloat16 or float64, on the CPU.
@@ -97,9 +97,7 @@ def _need(op: str, met: bool, requirement: str, got: Any) -> None:
         raise RuntimeError(f"[{op}] {requirement} but got {got}")
 
 
-def require_weight(
-    op: str, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None
-) -> None:
+def require_weight(op: str, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> None:
     """Fail unless these can be packed; the device apart."""
 
     def need(met: bool, requirement: str, got: Any) -> None:
@@ -174,7 +172,12 @@ def _require_traced(op: str, input: Tensor, packed: PackedLinear) -> None:
 
 
 def _fake_pack(weight: Tensor) -> Tensor:
-    _need("linear_pack", weight.dim() == 2, "weight must have 2 dimensions [N, K]", f"shape {[*weight.shape]}")
+    _need(
+        "linear_pack",
+        weight.dim() == 2,
+        "weight must have 2 dimensions [N, K]",
+        f"shape {[*weight.shape]}",
+    )
     floating = "weight must be float32, float16, bfloat16 or float64"
     _need("linear_pack", weight.dtype in DTYPE_NAMES, floating, weight.dtype)
     n, k = (int(size) for size in weight.shape)
@@ -199,8 +202,8 @@ def _fake_written(*args: Any) -> None:
     """The result is an argument."""
 
 
-_library.register_fake("linear_pack", _fake_pack)
 for _name, _shape in (
+    ("linear_pack", _fake_pack),
     ("linear_packed", _fake),
     ("linear_packed_nograd", _fake),
     ("linear_packed_out", _fake_written),
@@ -209,6 +212,7 @@ for _name, _shape in (
     ("gelu_linear_packed_out", _fake_written),
 ):
     _library.register_fake(_name, _shape)
+    _library.register_cpu_only(_name)
 for _name in ("linear_packed", "gelu_linear_packed"):
     _library.register_underived(_name)
     _library.register_write(f"{_name}_out")

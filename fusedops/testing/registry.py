@@ -127,7 +127,10 @@ SPECS: Mapping[str, OpSpec] = {
         OpSpec(
             name="gelu_linear",
             home="gelu_linear",
-            schemas=("gelu_linear", "gelu_linear_preact", "gelu_linear_out"),
+            schemas=(
+                *("gelu_linear", "gelu_linear_preact", "gelu_linear_out"),
+                *("gelu_linear_packed", "gelu_linear_packed_out"),
+            ),
             reference=reference.gelu_linear,
             error_bound=gelu_linear_bound,
             samples=GELU_LINEAR_SAMPLES,
@@ -139,7 +142,7 @@ SPECS: Mapping[str, OpSpec] = {
         OpSpec(
             name="linear",
             home="linear",
-            schemas=("linear",),
+            schemas=("linear", "linear_pack", "linear_packed", "linear_packed_out"),
             reference=reference.linear,
             error_bound=linear_bound,
             samples=LINEAR_SAMPLES,
