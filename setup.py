@@ -192,7 +192,10 @@ class BuildBinaries(build_ext):
         origin = "@loader_path" if mac else "'$$ORIGIN'"
         build.link(
             module,
-            [build.compile(CSRC / "python/module.cpp", "python", COMMON + WARNINGS + python)],
+            [
+                build.compile(source, "python", COMMON + WARNINGS + python)
+                for source in sorted((CSRC / "python").glob("*.cpp"))
+            ],
             [f"-L{_path(package)}", "-lfusedops", f"-Wl,-rpath,{origin}"]
             + (["-undefined dynamic_lookup"] if mac else ["-Wl,--allow-shlib-undefined"]),
             after=_path(library),

@@ -1,7 +1,9 @@
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 _A = TypeVar("_A", npt.NDArray[np.float32], npt.NDArray[np.float64])
 
@@ -23,6 +25,40 @@ def probe_ways(probe: str) -> list[str]: ...
 def probe_once(
     probe: str, way: str, source: npt.NDArray[np.float32], target: npt.NDArray[np.float32]
 ) -> float: ...
+def packed_bytes(n: int, k: int, dtype: str) -> int: ...
+def snapshot(tensor: Tensor) -> Callable[[Tensor], bool]: ...
+
+class Plan:
+    def __call__(self, x: Tensor, out: Tensor | None = None, *, offset: int = ...) -> Tensor: ...
+
+def linear_plan(
+    given: dict[str, Any],
+    weight: int,
+    bias: int,
+    m: int,
+    n: int,
+    k: int,
+    dtype: str,
+    approximate: str,
+    threads: int,
+) -> Plan: ...
+def rope_plan(
+    given: dict[str, Any],
+    cos: int,
+    sin: int,
+    position_ids: int,
+    shape: tuple[int, int, int, int],
+    half: int,
+    table_rows: int,
+    table_batched: bool,
+    ids_batched: bool,
+    dtype: str,
+    table_dtype: str,
+    offset: int,
+    bshd: bool,
+    interleaved: bool,
+    conjugate: bool,
+) -> Plan: ...
 def rope(x: _A, cos: _A, sin: _A, interleaved: bool = False) -> _A: ...
 def gelu(x: _A, approximate: str = "none") -> _A: ...
 def gelu_linear(x: _A, weight: _A, bias: _A | None = None, approximate: str = "none") -> _A: ...

@@ -23,12 +23,15 @@ __all__ = [
     "bench",
     "compat",
     "doctor",
+    "freeze",
     "gelu",
     "gelu_linear",
     "isa",
     "ladder",
     "linear",
     "nn",
+    "pack_linear",
+    "plan",
     "reference",
     "rope",
     "rope_",
@@ -36,14 +39,18 @@ __all__ = [
     "rope_qk_",
     "rope_tables",
     "testing",
+    "unfreeze",
     "verify",
 ]
 
 # Loaded at their first use: modules, and the functions that are not ops.
-_MODULES = frozenset({"bench", "compat", "ladder", "nn", "reference", "testing"})
+_MODULES = frozenset({"bench", "compat", "ladder", "nn", "plan", "reference", "testing"})
 _FUNCTIONS = {
     "doctor": "fusedops.diagnosis",
+    "freeze": "fusedops.freezing",
+    "pack_linear": "fusedops.ops.packed",
     "rope_tables": "fusedops.tables",
+    "unfreeze": "fusedops.freezing",
     "verify": "fusedops.verification",
 }
 

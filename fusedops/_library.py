@@ -25,11 +25,18 @@ DTYPE_NAMES = {
     torch.bfloat16: "BFloat16",
     torch.float64: "Double",
 }
+# The same, as files and kernels do.
+SHORT_NAMES = {
+    torch.float32: "f32",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.float64: "f64",
+}
 _warned: set[tuple[str, str]] = set()
 # Looked up once: every call asks them.
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
-_transform_level = torch._C._functorch.maybe_current_level
+transform_level = torch._C._functorch.maybe_current_level
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -37,7 +44,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
     A forward-mode dual does not say ``requires_grad``: an open dual level is enough to say no.
     """
-    if _is_compiling() or _transform_level() is not None or forward_ad._current_level >= 0:
+    if _is_compiling() or transform_level() is not None or forward_ad._current_level >= 0:
         return False
     if _is_grad_enabled():
         for t in tensors:  # a loop: cheaper than any() over a generator
@@ -63,7 +70,7 @@ def is_transformed() -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    return _transform_level() is not None
+    return transform_level() is not None
 
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
@@ -91,7 +98,7 @@ def register_autograd(
 
     def autograd(*args: Any) -> Any:
         tensors = [a for a in args if isinstance(a, Tensor)]
-        if _transform_level() is not None or (
+        if transform_level() is not None or (
             forward_ad._current_level >= 0
             and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
         ):
@@ -125,6 +132,19 @@ def register_write(name: str) -> None:
         with torch._C._AutoDispatchBelowAutograd():
             op(*args)
         _count_writes(targets)
+
+    _library.impl(name, autograd, "Autograd")
+
+
+def register_underived(name: str) -> None:
+    """Make ``fusedops::name``, which has no gradient, refuse a call that autograd would record."""
+    kernel = getattr(ops, f"{name}_nograd")
+
+    def autograd(*args: Any) -> Any:
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        what = f"torch.ops.fusedops.{name}, which has no gradient,"
+        refuse_recorded(_public_name(name), what, *tensors)
+        return kernel(*args)
 
     _library.impl(name, autograd, "Autograd")
 
@@ -186,9 +206,22 @@ def register_fallback(name: str, formula: Callable[..., Any]) -> None:
     _library.impl(name, fallback, "CompositeExplicitAutograd")
 
 
+def register_cpu_only(name: str) -> None:
+    """Make ``fusedops::name`` say on other devices that it has no formula to fall back to."""
+
+    def refuse(*args: Any) -> Any:
+        _require_one_device(name, args)
+        device = next(a.device for a in args if isinstance(a, Tensor))
+        raise RuntimeError(
+            f"[{_public_name(name)}] a packed weight must be on the CPU but got {device}"
+        )
+
+    _library.impl(name, refuse, "CompositeExplicitAutograd")
+
+
 def _public_name(name: str) -> str:
     """The op that ``fusedops::name`` is a variant of, as users call it."""
-    for suffix in ("_nograd", "_out", "_preact", "_activation"):
+    for suffix in ("_nograd", "_out", "_preact", "_activation", "_packed"):
         name = name.removesuffix(suffix)
     return name
 

@@ -163,7 +163,9 @@ each_op = pytest.mark.parametrize("op", fallback_calls())
 
 def test_every_op_is_called() -> None:
     names = (name.partition("::") for name in torch._C._dispatch_get_all_op_names())
-    assert {*fallback_calls()} == {op for namespace, _, op in names if namespace == "fusedops"}
+    ours = {op for namespace, _, op in names if namespace == "fusedops"}
+    # Of packed weights test_packed.py says that they are of the CPU alone.
+    assert {*fallback_calls()} == {op for op in ours if "pack" not in op}
 
 
 @each_op

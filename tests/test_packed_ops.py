@@ -238,14 +238,14 @@ BAD: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 }
 
 FORMS: dict[str, tuple[str, Callable[..., object]]] = {
-    "linear_packed": ("linear_packed", lambda *a: ops.linear_packed(*a, 70)),
+    "linear_packed": ("linear", lambda *a: ops.linear_packed(*a, 70)),
     "linear_packed_out": (
-        "linear_packed",
+        "linear",
         lambda *a: ops.linear_packed_out(*a, 70, torch.empty(3, 70)),
     ),
-    "gelu_linear_packed": ("gelu_linear_packed", lambda *a: ops.gelu_linear_packed(*a, 70, "none")),
+    "gelu_linear_packed": ("gelu_linear", lambda *a: ops.gelu_linear_packed(*a, 70, "none")),
     "gelu_linear_packed_out": (
-        "gelu_linear_packed",
+        "gelu_linear",
         lambda *a: ops.gelu_linear_packed_out(*a, 70, "none", torch.empty(3, 70)),
     ),
 }
@@ -272,7 +272,7 @@ def test_packed_for_another_isa_is_refused(other: str, isa: str) -> None:
         assert_within_bound(ops.linear_packed(x, packed, None, 70), x, w, None)
         return
     message = (
-        f"[linear_packed] packed must be packed for the ISA in use, {isa}, but got one for {other}"
+        f"[linear] packed must be packed for the ISA in use, {isa}, but got one for {other}"
         ": pack the weight again"
     )
     assert_refused(lambda: ops.linear_packed(x, packed, None, 70), message, x, packed)
@@ -302,15 +302,13 @@ def test_what_cannot_be_packed_is_refused(weight: Tensor, message: str) -> None:
 )
 def test_wrong_bias_is_refused(bias: Tensor, message: str) -> None:
     x, packed = torch.randn(3, 20), ops.linear_pack(torch.randn(70, 20))
-    assert_refused(
-        lambda: ops.linear_packed(x, packed, bias, 70), f"[linear_packed] {message}", x, bias
-    )
+    assert_refused(lambda: ops.linear_packed(x, packed, bias, 70), f"[linear] {message}", x, bias)
 
 
 def test_out_in_the_packed_weight_is_refused() -> None:
     x, packed = torch.randn(3, 20), ops.linear_pack(torch.randn(70, 20))
     out = packed[HEADER:][: 3 * 70 * 4].view(torch.float32).view(3, 70)
-    message = "[linear_packed] out must not share memory with the inputs but got a view of the "
+    message = "[linear] out must not share memory with the inputs but got a view of the "
     message += "same memory"
     assert_refused(lambda: ops.linear_packed_out(x, packed, None, 70, out), message, x, packed)
     beside = torch.empty(packed.numel() + 3 * 70 * 4 + 4, dtype=torch.uint8)

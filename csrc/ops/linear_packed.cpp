@@ -118,7 +118,7 @@ void run_out(const char* op, Activation act, const Tensor& input, const Tensor& 
   call.run_into(act, out, y);
 }
 
-constexpr const char *kLinear = "linear_packed", *kGelu = "gelu_linear_packed";
+constexpr const char *kLinear = "linear", *kGelu = "gelu_linear";
 
 Tensor linear_packed(const Tensor& input, const Tensor& packed, const std::optional<Tensor>& bias,
                      int64_t out_features) {
@@ -140,6 +140,12 @@ void gelu_linear_packed_out(const Tensor& input, const Tensor& packed,
 }
 
 }  // namespace
+
+int64_t packed_weight_bytes(int64_t n, int64_t k, DType type) {
+  LinearArgs a = {};
+  a.n = n, a.k = k;
+  return header_of(a, type).bytes;
+}
 
 PackedWeight::PackedWeight(const char* op, const Tensor& packed, int64_t out_features) {
   require_cpu(op, "packed", packed);
@@ -165,8 +171,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedops, m) {
 #define LAYER "Tensor input, Tensor packed, Tensor? bias, SymInt out_features"
   m.def("linear_pack(Tensor weight) -> Tensor");
   m.def("linear_packed(" LAYER ") -> Tensor");
+  m.def("linear_packed_nograd(" LAYER ") -> Tensor");
   m.def("linear_packed_out(" LAYER ", Tensor(a!) out) -> ()");
   m.def("gelu_linear_packed(" LAYER ", str approximate) -> Tensor");
+  m.def("gelu_linear_packed_nograd(" LAYER ", str approximate) -> Tensor");
   m.def("gelu_linear_packed_out(" LAYER ", str approximate, Tensor(a!) out) -> ()");
 #undef LAYER
 }
@@ -174,8 +182,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedops, m) {
 STABLE_TORCH_LIBRARY_IMPL(fusedops, CPU, m) {
   m.impl("linear_pack", TORCH_BOX(&linear_pack));
   m.impl("linear_packed", TORCH_BOX(&linear_packed));
+  m.impl("linear_packed_nograd", TORCH_BOX(&linear_packed));
   m.impl("linear_packed_out", TORCH_BOX(&linear_packed_out));
   m.impl("gelu_linear_packed", TORCH_BOX(&gelu_linear_packed));
+  m.impl("gelu_linear_packed_nograd", TORCH_BOX(&gelu_linear_packed));
   m.impl("gelu_linear_packed_out", TORCH_BOX(&gelu_linear_packed_out));
 }
 

@@ -12,6 +12,7 @@
 #include "../approximate.h"
 #include "../check.h"
 #include "../run.h"
+#include "plan.h"
 
 namespace py = pybind11;
 
@@ -140,6 +141,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("probe_ways", &probe_ways, "probe"_a, "How 'copy', 'read' or 'in_place' is tried.");
   m.def("probe_once", &probe_pass, "probe"_a, "way"_a, "source"_a.noconvert(),
         "target"_a.noconvert(), "One pass over arrays of one size; returns the sum that was read.");
+  m.def(
+      "packed_bytes",
+      [](int64_t n, int64_t k, const std::string& dtype) {
+        return packed_weight_bytes(n, k, dtype_named(dtype));
+      },
+      "n"_a, "k"_a, "dtype"_a, "Of what linear_pack returns on the ISA in use.");
+  bind_plans(m);
   bind_numpy<float>(m);
   bind_numpy<double>(m);
 }

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from fusedops._library import ops
 from fusedops.ops import gelu_linear
 
+if TYPE_CHECKING:
+    from fusedops.freezing import Packing
+
+_is_compiling = torch.compiler.is_compiling
+_packed = ops.gelu_linear_packed_nograd.default
 torch.fx.wrap("gelu_linear")  # one node of a symbolic trace: a proxy has no device to look at
 
 
@@ -27,7 +34,12 @@ class GELULinear(torch.nn.Linear):
     Raises:
         RuntimeError: an unknown ``approximate`` or ``save``; in forward as
             :func:`fusedops.gelu_linear`.
+
+    The weight is read as it is at every call, and nothing of it is kept; :func:`fusedops.freeze`
+    keeps it packed.
     """
+
+    _packing: Packing | None = None  # of a frozen module
 
     def __init__(
         self,
@@ -53,6 +65,11 @@ class GELULinear(torch.nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
+        if self._packing is not None and not _is_compiling():
+            arguments = self._packing.arguments(self, input)
+            if arguments is not None:
+                result: Tensor = _packed(*arguments, self.approximate)
+                return result
         return gelu_linear(
             input, self.weight, self.bias, approximate=self.approximate, save=self.save
         )
@@ -60,4 +77,17 @@ class GELULinear(torch.nn.Linear):
     def extra_repr(self) -> str:
         """Like nn.Linear's, with what is added."""
         save = "" if self.save == "preact" else f", save={self.save!r}"
-        return f"{super().extra_repr()}, approximate={self.approximate!r}{save}"
+        frozen = "" if self._packing is None else ", frozen=True"
+        return f"{super().extra_repr()}, approximate={self.approximate!r}{save}{frozen}"
+
+    # A packing goes with the weight: at once, for its memory; and an inference tensor that is
+    # loaded tells nobody.
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GELULinear:
+        if self._packing is not None:
+            self._packing.forget()
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if self._packing is not None:
+            self._packing.forget()
+        super()._load_from_state_dict(*args, **kwargs)

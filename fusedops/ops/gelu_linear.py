@@ -9,13 +9,15 @@ from torch import Tensor
 
 from fusedops import _library, reference
 from fusedops._library import is_plain, is_transformed, ops
+from fusedops.ops import packed
 from fusedops.ops.gelu import require_approximate
 from fusedops.ops.linear import autocast, gradients, require
+from fusedops.ops.packed import PackedLinear
 
 
 def gelu_linear(
     input: Tensor,
-    weight: Tensor,
+    weight: Tensor | PackedLinear,
     bias: Tensor | None = None,
     *,
     approximate: str = "none",
@@ -28,7 +30,8 @@ def gelu_linear(
 
     Args:
         input: [..., K], any strides; float32, float16, bfloat16 or float64.
-        weight: [N, K], of input's dtype.
+        weight: [N, K], of input's dtype; or what :func:`fusedops.pack_linear` returns, which has
+            its own bias and no gradient.
         bias: [N], of input's dtype, or None.
         approximate: "none", "tanh" or "quick", as for :func:`fusedops.gelu`.
         save: what training keeps for backward: "preact", the pre-activation [..., N] in input's
@@ -52,6 +55,8 @@ def gelu_linear(
 
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415.
     """
+    if isinstance(weight, PackedLinear):
+        return packed.gelu_linear(input, weight, bias, approximate, out)
     input, weight, bias = autocast(input, weight, bias)
     if save not in ("preact", "none"):
         raise RuntimeError(f"[gelu_linear] save must be 'preact' or 'none' but got {save!r}")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from fusedops import _library, reference
 from fusedops._library import DTYPE_NAMES, is_plain, is_transformed, ops
+from fusedops.ops import packed
+from fusedops.ops.packed import PackedLinear
 
 
 def linear(
     input: Tensor,
-    weight: Tensor,
+    weight: Tensor | PackedLinear,
     bias: Tensor | None = None,
     *,
     activation: str | None = None,
@@ -26,7 +28,8 @@ def linear(
 
     Args:
         input: [..., K], any strides; float32, float16, bfloat16 or float64.
-        weight: [N, K], of input's dtype.
+        weight: [N, K], of input's dtype; or what :func:`fusedops.pack_linear` returns, which has
+            its own bias and no gradient.
         bias: [N], of input's dtype, or None.
         activation: None, or "relu", "relu2" (``relu(z)^2``), "silu" (``z sigmoid(z)``), "gelu",
             "gelu_tanh" or "gelu_quick" (:func:`fusedops.gelu`'s "none", "tanh" and "quick").
@@ -46,6 +49,12 @@ def linear(
         An activation multiplies the error of the sum by its slope there and adds its own: none for
         relu, 1 ulp of float32 for relu2, and for the others that of :func:`fusedops.gelu`.
     """
+    if isinstance(weight, PackedLinear):
+        if activation is not None:
+            raise RuntimeError(
+                f"[linear] activation must be None with a packed weight but got {activation!r}"
+            )
+        return packed.linear(input, weight, bias)
     input, weight, bias = autocast(input, weight, bias)
     if activation is not None:
         return _activated(input, weight, bias, activation)
@@ -70,6 +79,12 @@ def _activated(input: Tensor, weight: Tensor, bias: Tensor | None, activation: s
     return ops.linear_activation(input, weight, bias, activation)
 
 
+@overload
+def autocast(
+    input: Tensor, weight: Tensor, bias: Tensor | None, /
+) -> tuple[Tensor, Tensor, Tensor | None]: ...
+@overload
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]: ...
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The arguments in autocast's dtype where it is on, as torch casts those of a matmul."""
     device = next(t for t in tensors if t is not None).device.type

@@ -131,7 +131,10 @@ SPECS: Mapping[str, OpSpec] = {
         OpSpec(
             name="gelu_linear",
             home="gelu_linear",
-            schemas=("gelu_linear", "gelu_linear_preact", "gelu_linear_out"),
+            schemas=(
+                *("gelu_linear", "gelu_linear_preact", "gelu_linear_out"),
+                *("gelu_linear_packed", "gelu_linear_packed_out"),
+            ),
             reference=reference.gelu_linear,
             error_bound=gelu_linear_bound,
             samples=GELU_LINEAR_SAMPLES,
@@ -143,7 +146,14 @@ SPECS: Mapping[str, OpSpec] = {
         OpSpec(
             name="linear",
             home="linear",
-            schemas=("linear", "linear_activation", "linear_activation_preact"),
+            schemas=(
+                "linear",
+                "linear_activation",
+                "linear_activation_preact",
+                "linear_pack",
+                "linear_packed",
+                "linear_packed_out",
+            ),
             reference=reference.linear,
             error_bound=linear_bound,
             samples=(*LINEAR_SAMPLES, *ACTIVATED_SAMPLES),
