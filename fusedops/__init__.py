@@ -11,6 +11,7 @@ from fusedops import isa
 from fusedops.ops import (
     gelu,
     gelu_linear,
+    gelu_linear_quantized,
     linear,
     rope,
     rope_,
@@ -25,10 +26,12 @@ __all__ = [
     "doctor",
     "gelu",
     "gelu_linear",
+    "gelu_linear_quantized",
     "isa",
     "ladder",
     "linear",
     "nn",
+    "quantize_weight",
     "reference",
     "rope",
     "rope_",
@@ -43,6 +46,7 @@ __all__ = [
 _MODULES = frozenset({"bench", "compat", "ladder", "nn", "reference", "testing"})
 _FUNCTIONS = {
     "doctor": "fusedops.diagnosis",
+    "quantize_weight": "fusedops.ops.quantized",
     "rope_tables": "fusedops.tables",
     "verify": "fusedops.verification",
 }
