@@ -166,7 +166,7 @@ def quantized_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounded_rows(x: Tensor) -> Tensor:
-    """x as int8 and one scale per row hold it, the product in float64."""
+    """X as int8 and one scale per row hold it, the product in float64."""
     scale, q = quantized_rows(x)
     return scale.to(torch.float64) * q
 
@@ -174,7 +174,8 @@ def rounded_rows(x: Tensor) -> Tensor:
 def refuse_gradient(x: Tensor) -> None:
     """Fail where a derivative would pass through the rounding of x, which has none."""
     recorded = torch.is_grad_enabled() and x.requires_grad
-    if recorded or forward_ad.unpack_dual(x).tangent is not None:
+    dual = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
+    if recorded or dual.tangent is not None:
         _Rounding.backward()
 
 

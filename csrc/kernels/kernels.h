@@ -83,8 +83,8 @@ struct LinearShape {
 };
 
 // y = act(scale * (x @ w^T) + bias), x [m][k], w [n][k] in bf16 or int8, y [m][n], all of them
-// without gaps. `rows` is x as the kernels read it: floats, or bytes 128 + q with x = row_scale * q.
-// Behind the m rows of bytes lies one of 128s.
+// without gaps. `rows` is x as the kernels read it: floats, or bytes 128 + q with x = row_scale *
+// q. Behind the m rows of bytes lies one of 128s.
 struct QuantizedArgs {
   const void *x, *w;
   const float *scale, *bias;  // [n], or null: 1 and 0
@@ -95,8 +95,8 @@ struct QuantizedArgs {
   Activation act;
 };
 
-// How the kernels of one ISA cut a quantized layer: rows of y into tasks of at least `few_rows` + 1,
-// or not at all, and `columns`; each call needs `scratch` bytes of its own, aligned to 64.
+// How the kernels of one ISA cut a quantized layer: rows of y into tasks of at least `few_rows` +
+// 1, or not at all, and `columns`; each call needs `scratch` bytes of its own, aligned to 64.
 struct QuantizedShape {
   int64_t row_bytes, columns, few_rows, scratch;
 };

@@ -23,8 +23,7 @@ constexpr int64_t kMostBytes = int64_t{1} << 17;
 void check_vector(const char* what, const Tensor& t, int64_t n) {
   require_cpu(kOp, what, t);
   const View v(t);
-  if (v.type != ScalarType::Float)
-    fail(kOp, what, " must be float32 but got ", name_of(v.type));
+  if (v.type != ScalarType::Float) fail(kOp, what, " must be float32 but got ", name_of(v.type));
   if (v.rank() != 1 || v.size(0) != n)
     fail(kOp, what, " must be [N] = [", n, "] but got shape ", shape_of(v));
 }
@@ -150,7 +149,8 @@ Tensor gelu_linear_quantized(const Tensor& input, const Tensor& weight,
   a.act = activation_of(kOp, approximate);
   const DType type = check(input, weight, scale, bias, quantize_input);
   const Tensor x = in_order(input), w = in_order(weight);
-  const Tensor factors = scale ? in_order(*scale) : Tensor(), added = bias ? in_order(*bias) : Tensor();
+  const Tensor factors = scale ? in_order(*scale) : Tensor(),
+               added = bias ? in_order(*bias) : Tensor();
   const View rows(x), columns(w);
   a.n = columns.size(0), a.k = columns.size(1), a.m = 1;
   for (int64_t d = 0; d + 1 < rows.rank(); d++) a.m *= rows.size(d);
@@ -169,7 +169,7 @@ Tensor gelu_linear_quantized(const Tensor& input, const Tensor& weight,
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fusedops, m) {
-#define LAYER                                                                                   \
+#define LAYER \
   "Tensor input, Tensor weight, Tensor? scale, Tensor? bias, str approximate, bool quantize_input"
   m.def("gelu_linear_quantized(" LAYER ") -> Tensor");
   m.def("gelu_linear_quantized_nograd(" LAYER ") -> Tensor");

@@ -227,8 +227,8 @@ FUSEDOPS_INLINE Vi dot_quads(Vi acc, Vi x, Vi y) {
   const __m256i x_even = _mm256_and_si256(x.v, _mm256_set1_epi16(0xff));
   const __m256i y_even = _mm256_srai_epi16(_mm256_slli_epi16(y.v, 8), 8);
   const __m256i x_odd = _mm256_srli_epi16(x.v, 8), y_odd = _mm256_srai_epi16(y.v, 8);
-  return {_mm256_add_epi32(
-      _mm256_add_epi32(acc.v, _mm256_madd_epi16(x_even, y_even)), _mm256_madd_epi16(x_odd, y_odd))};
+  return {_mm256_add_epi32(_mm256_add_epi32(acc.v, _mm256_madd_epi16(x_even, y_even)),
+                           _mm256_madd_epi16(x_odd, y_odd))};
 }
 FUSEDOPS_INLINE Vi load_ints(const int32_t* p) { return load_bytes(p); }
 FUSEDOPS_INLINE void store_ints(int32_t* p, Vi a) {

@@ -273,8 +273,8 @@ FUSEDOPS_INLINE Vi dot_quads(Vi acc, Vi x, Vi y) {
   const __m512i x_even = _mm512_and_si512(x.v, _mm512_set1_epi16(0xff));
   const __m512i y_even = _mm512_srai_epi16(_mm512_slli_epi16(y.v, 8), 8);
   const __m512i x_odd = _mm512_srli_epi16(x.v, 8), y_odd = _mm512_srai_epi16(y.v, 8);
-  return {_mm512_add_epi32(
-      _mm512_add_epi32(acc.v, _mm512_madd_epi16(x_even, y_even)), _mm512_madd_epi16(x_odd, y_odd))};
+  return {_mm512_add_epi32(_mm512_add_epi32(acc.v, _mm512_madd_epi16(x_even, y_even)),
+                           _mm512_madd_epi16(x_odd, y_odd))};
 }
 #endif
 FUSEDOPS_INLINE Vi load_ints(const int32_t* p) { return {_mm512_loadu_si512(p)}; }

@@ -13,7 +13,8 @@
 //   vector
 //   + - * /, -v                      one rounding each, never contracted
 //   fma(a, b, c)                     a*b + c with one rounding, the same bits on every ISA
-//   mul_add(a, b, c)                 a*b + c, as fast as the ISA can (fused where it has FMA; always
+//   mul_add(a, b, c)                 a*b + c, as fast as the ISA can (fused where it has FMA;
+//   always
 //                                    fused where FUSEDOPS_SAME_BITS is defined, see below)
 //   min max abs                      min/max return the second operand when either is NaN (x86
 //   rule) round(v)                         to the nearest integer, ties to even, |v| < 2^22 (2^51
@@ -43,7 +44,8 @@
 //   Vi as 4 Vf::N bytes, or as Vf::N integers of 32 bits:
 //   load_bytes(p), load_bytes_n(p, n)  that many bytes, or the first n and zeros behind them
 //   broadcast_bytes(p)               the four bytes at p, in every lane
-//   dot_quads(acc, x, y)             acc[i] += the four products u8 x * s8 y of lane i: exact modulo
+//   dot_quads(acc, x, y)             acc[i] += the four products u8 x * s8 y of lane i: exact
+//   modulo
 //                                    2^32, no sum on the way saturates
 //   + -                              of integers, modulo 2^32
 //   load_ints(p), store_ints(p, v)   Vf::N integers

@@ -43,6 +43,7 @@ class GELULinear(torch.nn.Linear):
 
     weight_dtype: torch.dtype | None = None
     activation_dtype: torch.dtype | None = None
+    scale: Tensor | None
 
     def __init__(
         self,
@@ -107,7 +108,8 @@ class GELULinear(torch.nn.Linear):
         """
         if approximate is None:
             approximate = linear.approximate if isinstance(linear, GELULinear) else "none"
-        weight, bias = linear.weight.detach(), linear.bias
+        weight = linear.weight.detach()
+        bias: Tensor | None = linear.bias
         module = cls(
             linear.in_features,
             linear.out_features,
@@ -138,13 +140,13 @@ class GELULinear(torch.nn.Linear):
 
     def _apply(self, fn: Any, recurse: bool = True) -> GELULinear:
         if self.weight_dtype is None:
-            return super()._apply(fn, recurse)
+            return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
         def keep_dtype(t: Tensor) -> Tensor:
             moved: Tensor = fn(t)
             return moved if moved.dtype == t.dtype else t.to(moved.device)
 
-        return super()._apply(keep_dtype, recurse)
+        return super()._apply(keep_dtype, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -164,7 +166,7 @@ class GELULinear(torch.nn.Linear):
             bias = state_dict.get(f"{prefix}bias")
             if bias is not None and bias.dtype != torch.float32:
                 state_dict[f"{prefix}bias"] = bias.float()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""

@@ -8,7 +8,8 @@ namespace {
 
 constexpr int64_t kQuad = 4, kVectorBytes = kQuad * Vf::N;
 
-// --- few rows: dot products with rows of w as they lie in memory ----------------------------------
+// --- few rows: dot products with rows of w as they lie in memory
+// ----------------------------------
 
 constexpr int kDotRows = kVectorRegisters == 32 ? 6 : 3;
 constexpr int dot_width(int rows) { return kVectorRegisters == 32 ? (rows < 4 ? 8 : 4) : 2; }
@@ -123,7 +124,8 @@ FUSEDOPS_INLINE void few_dots(const QuantizedArgs& a, void* scratch, int64_t beg
   }
 }
 
-// --- many rows: panels of w, transposed, past which tiles of x stream -----------------------------
+// --- many rows: panels of w, transposed, past which tiles of x stream
+// -----------------------------
 
 constexpr int kTileRows = kVectorRegisters == 32 ? 6 : 4, kTileVectors = kVectorRegisters / 8;
 constexpr int64_t kPanelColumns = kTileVectors * Vf::N;
@@ -131,12 +133,13 @@ constexpr int64_t kBlock = 4096;  // of k: a block of a panel then lies in the s
 
 // N rows of w, N quads of k, as one square of the panel; adds 128 times w to the offsets.
 template <bool Full>
-FUSEDOPS_INLINE Vi byte_square(const int8_t* w, int64_t ldw, int64_t rows, int64_t k, int32_t* panel,
-                               Vi offsets) {
+FUSEDOPS_INLINE Vi byte_square(const int8_t* w, int64_t ldw, int64_t rows, int64_t k,
+                               int32_t* panel, Vi offsets) {
   Vf r[Vf::N];
 #pragma GCC unroll 16
   for (int i = 0; i < Vf::N; i++) {
     const int8_t* p = w + i * ldw;
+    if constexpr (Full) prefetch(p + 512);
     if constexpr (Full)
       r[i] = as_float(load_bytes(p));
     else
@@ -180,6 +183,9 @@ __attribute__((noinline)) void byte_tile(const uint8_t* x, int64_t ldx, int64_t 
     for (int j = 0; j < kTileVectors; j++) acc[i][j] = Vi{};
 #pragma GCC unroll 4
   for (int64_t s = 0; s < quads; s++) {
+    if (s % 16 == 0)  // a line of each row of the next tile
+#pragma GCC unroll 6
+      for (int i = 0; i < Rows; i++) prefetch(x + (Rows + i) * ldx + kQuad * s);
     Vi b[kTileVectors];
 #pragma GCC unroll 4
     for (int j = 0; j < kTileVectors; j++) b[j] = load_ints(panel + s * kPanelColumns + j * Vf::N);
@@ -216,7 +222,9 @@ FUSEDOPS_INLINE void any_byte_tile(int64_t rows, const uint8_t* x, int64_t ldx, 
   }
 }
 
-FUSEDOPS_INLINE int64_t byte_blocks(int64_t k) { return k <= kBlock ? 1 : (k + kBlock - 1) / kBlock; }
+FUSEDOPS_INLINE int64_t byte_blocks(int64_t k) {
+  return k <= kBlock ? 1 : (k + kBlock - 1) / kBlock;
+}
 
 FUSEDOPS_INLINE void bytes_shape(const QuantizedArgs& a, int64_t rows, QuantizedShape& s) {
   const int64_t sums = byte_blocks(a.k) == 1 ? kTileRows : rows;

@@ -56,7 +56,9 @@ __attribute__((noinline)) void sums_tile(const float* x, int64_t ldx, const W* w
   }
   if (e < k)
     step(e, [](const W* p, int64_t left) {
-      return left >= Vf::N ? load<Vf>(p) : left > 0 ? load_n<Vf>(p, static_cast<int>(left)) : set1<Vf>(0);
+      return left >= Vf::N ? load<Vf>(p)
+             : left > 0    ? load_n<Vf>(p, static_cast<int>(left))
+                           : set1<Vf>(0);
     });
 #pragma GCC unroll 6
   for (int i = 0; i < Rows; i++)
@@ -122,12 +124,7 @@ __attribute__((noinline)) void finish_sums(const QuantizedArgs& a, const float* 
 FUSEDOPS_INLINE int64_t wide_row(int64_t k) { return padded_row(k * 4) / 4; }
 constexpr int64_t kSumsBytes = kSumRows * kGroup * kSums * 4;
 
-FUSEDOPS_INLINE void sums_shape(const QuantizedArgs& a, int64_t, QuantizedShape& s) {
-  s.row_bytes = padded_row(a.k * 4);
-  s.columns = 4 * kGroup;
-  s.few_rows = 0;
-  s.scratch = kSumsBytes + kGroup * wide_row(a.k) * 4;
-}
+FUSEDOPS_INLINE int64_t sums_scratch(int64_t k) { return kSumsBytes + kGroup * wide_row(k) * 4; }
 
 // Rows [row, row + rows) and columns [begin, end) of y. Few rows read w as it is stored, more of
 // them a copy in floats: the same sums.
