@@ -129,6 +129,7 @@ FUSEDOPS_INLINE void few_dots(const QuantizedArgs& a, void* scratch, int64_t beg
 
 constexpr int kTileRows = kVectorRegisters == 32 ? 6 : 4, kTileVectors = kVectorRegisters / 8;
 constexpr int64_t kPanelColumns = kTileVectors * Vf::N;
+constexpr int64_t kAheadSteps = 8;
 constexpr int64_t kBlock = 4096;  // of k: a block of a panel then lies in the second cache
 
 // N rows of w, N quads of k, as one square of the panel; adds 128 times w to the offsets.
@@ -188,7 +189,10 @@ __attribute__((noinline)) void byte_tile(const uint8_t* x, int64_t ldx, int64_t 
       for (int i = 0; i < Rows; i++) prefetch(x + (Rows + i) * ldx + kQuad * s);
     Vi b[kTileVectors];
 #pragma GCC unroll 4
-    for (int j = 0; j < kTileVectors; j++) b[j] = load_ints(panel + s * kPanelColumns + j * Vf::N);
+    for (int j = 0; j < kTileVectors; j++) {
+      b[j] = load_ints(panel + s * kPanelColumns + j * Vf::N);
+      prefetch(panel + (s + kAheadSteps) * kPanelColumns + j * Vf::N);
+    }
 #pragma GCC unroll 6
     for (int i = 0; i < Rows; i++) {
       const Vi a = broadcast_bytes(x + i * ldx + kQuad * s);
