@@ -41,6 +41,7 @@ from fusedops.testing.workloads import (
     ROPE_BENCH,
     ROPE_QK_BARS,
     ROPE_QK_BENCH,
+    ROPE_QK_FORMS,
     Bar,
     random_gelu,
     random_linear,
@@ -60,7 +61,7 @@ class OpSpec:
     names registered for it in torch.ops.fusedops, their _nograd twins left out. probes are the
     samples that every distribution runs on: values and shapes take different paths through a
     kernel, so one crossing suffices. bench: shapes of real models; random: one more, for a sweep;
-    bars: the speed that must hold.
+    forms: models' shapes in every layout, where an op has layouts; bars: the speed that must hold.
     """
 
     name: str
@@ -73,6 +74,7 @@ class OpSpec:
     bench: tuple[Sample, ...]
     random: Callable[[torch.Generator], Sample]
     bars: tuple[Bar, ...] = ()
+    forms: tuple[Sample, ...] = ()
     dtypes: Mapping[str, torch.dtype] = field(default_factory=lambda: DTYPES)
 
     def public(self) -> Callable[..., Any]:
@@ -125,6 +127,7 @@ SPECS: Mapping[str, OpSpec] = {
             samples=ROPE_QK_SAMPLES,
             probes=("gqa",),
             bench=ROPE_QK_BENCH,
+            forms=ROPE_QK_FORMS,
             random=random_rope_qk,
             bars=ROPE_QK_BARS,
         ),
@@ -158,7 +161,7 @@ SPECS: Mapping[str, OpSpec] = {
             reference=reference.gelu_linear_quantized,
             error_bound=quantized_bound,
             samples=QUANTIZED_SAMPLES,
-            probes=("33-int8", "33-bf16", "decode-odd-int8", "33-quick-bf16"),
+            probes=("33-int8", "33-bf16", "decode-odd-int8", "33-tanh-bf16", "33-quick-int8"),
             bench=QUANTIZED_BENCH,
             random=random_quantized,
             dtypes={name: DTYPES[name] for name in ("f32", "f16", "bf16")},
