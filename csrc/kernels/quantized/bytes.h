@@ -77,7 +77,7 @@ FUSEDOPS_INLINE void any_dot_group(int64_t rows, const uint8_t* x, int64_t ldx, 
   }
 }
 
-constexpr int64_t kFewRows = 24;
+constexpr int64_t kFewRows = 24;  // about where transposing w costs less than it brings
 constexpr int64_t kLanesBytes = kDotRows * kGroup * Vf::N * 4;
 
 // c[i][j]: sums of a group of columns, kGroup to a row.
@@ -93,7 +93,7 @@ __attribute__((noinline)) void add_dots(const int32_t* lanes, int64_t rows, int3
     }
 }
 
-// c + `from` rows of `ldc`, less the row of offsets.
+// y from the sums c, rows of which are `ldc` apart, less the offsets.
 template <class T>
 __attribute__((noinline)) void finish_bytes(const QuantizedArgs& a, const int32_t* c, int64_t ldc,
                                             const int32_t* offsets, int64_t row, int64_t rows,
@@ -129,7 +129,6 @@ FUSEDOPS_INLINE void few_dots(const QuantizedArgs& a, void* scratch, int64_t beg
 
 constexpr int kTileRows = kVectorRegisters == 32 ? 6 : 4, kTileVectors = kVectorRegisters / 8;
 constexpr int64_t kPanelColumns = kTileVectors * Vf::N;
-constexpr int64_t kAheadSteps = 8;
 constexpr int64_t kBlock = 4096;  // of k: a block of a panel then lies in the second cache
 
 // N rows of w, N quads of k, as one square of the panel; adds 128 times w to the offsets.
@@ -189,10 +188,7 @@ __attribute__((noinline)) void byte_tile(const uint8_t* x, int64_t ldx, int64_t 
       for (int i = 0; i < Rows; i++) prefetch(x + (Rows + i) * ldx + kQuad * s);
     Vi b[kTileVectors];
 #pragma GCC unroll 4
-    for (int j = 0; j < kTileVectors; j++) {
-      b[j] = load_ints(panel + s * kPanelColumns + j * Vf::N);
-      prefetch(panel + (s + kAheadSteps) * kPanelColumns + j * Vf::N);
-    }
+    for (int j = 0; j < kTileVectors; j++) b[j] = load_ints(panel + s * kPanelColumns + j * Vf::N);
 #pragma GCC unroll 6
     for (int i = 0; i < Rows; i++) {
       const Vi a = broadcast_bytes(x + i * ldx + kQuad * s);
