@@ -52,6 +52,8 @@ def freeze(module: _M) -> _M:
     ``torch.compile`` and ``torch.export``: their guards cannot see a version counter. There,
     :func:`fusedops.pack_linear` packs by hand.
 
+    A layer with a ``weight_dtype`` holds its weight in that form already: freezing changes nothing.
+
     Names and contents of ``state_dict`` stay those of ``nn.Linear``. Copies and pickles of a frozen
     module are frozen and pack on their own.
 

@@ -162,12 +162,29 @@ def packed_cases() -> Iterator[Case]:
         yield f"gelu_linear {name}", fused, [x, ops.linear_pack(w), bias, y]
 
 
+def quantized_cases() -> Iterator[Case]:
+    shapes = [
+        *itertools.product((1, 2, 3, 7, 24, 33), (1, 7, 17, 65), (1, 3, 4, 15, 17, 33, 63, 65)),
+        (3, 33, 1025),
+        (33, 7, 4101),
+    ]
+    kinds = itertools.cycle(itertools.product(("bf16", "int8", "w8a8"), DTYPES[:3]))
+    for m, n, k in shapes:
+        kind, dtype = next(kinds)
+        x, bias = rows((m, k), dtype, 0), torch.randn(n) if k % 3 else None
+        w, scale = torch.randn(n, k).to(torch.bfloat16), None
+        if kind != "bf16":
+            w, scale = torch.randint(-127, 128, (n, k), dtype=torch.int8), torch.rand(n)
+        rounded = torch.int8 if kind == "w8a8" else None
+        call = lambda *a, r=rounded: fusedops.gelu_linear_quantized(*a, activation_dtype=r)  # noqa: E731
+        yield f"quantized {kind} {dtype} m={m} n={n} k={k}", call, [x, w, scale, bias]
+
+
 def run_all() -> None:
     """Every case at both guards; the last line names the one that failed."""
     torch.manual_seed(0)
-    for name, call, tensors in itertools.chain(
-        rope_cases(), gelu_cases(), linear_cases(), packed_cases()
-    ):
+    cases = (rope_cases(), gelu_cases(), linear_cases(), packed_cases(), quantized_cases())
+    for name, call, tensors in itertools.chain(*cases):
         copies = [None if t is None else t.clone() for t in tensors]
         expected = call(*copies)
         for side in ("start", "end"):

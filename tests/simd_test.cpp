@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 #include "simd/simd.h"
 
@@ -175,6 +176,79 @@ static void check_rounding() {
   }
 }
 
+// One rounding, also where a sum in double precision would round to the middle between two floats.
+static void check_fma() {
+  const auto expect = [](float x, float y, float z) {
+    float a[Vf::N], b[Vf::N], c[Vf::N], out[Vf::N];
+    for (int i = 0; i < Vf::N; i++) a[i] = x, b[i] = i % 2 ? -y : y, c[i] = i % 2 ? -z : z;
+    store(out, fma(load<Vf>(a), load<Vf>(b), load<Vf>(c)));
+    for (int i = 0; i < Vf::N; i++) {
+      const float exact = std::fma(a[i], b[i], c[i]);
+      EXPECT(bits_of<uint32_t>(out[i]) == bits_of<uint32_t>(exact) || (std::isnan(out[i]) && std::isnan(exact)));
+    }
+  };
+  const float near = 1 + 0x1p-12f;
+  for (const float tiny : {0.f, 0x1p-80f, -0x1p-80f, 0x1p-140f, -0x1p-140f}) {
+    expect(near, near, tiny);
+    expect(near * 0x1p-70f, near * 0x1p-70f, tiny * 0x1p-9f);
+    expect(0x1.000002p-75f, 0x1.8p-75f, tiny);
+  }
+  const float special[] = {0, -0.f, 1, INFINITY, NAN, 3e38f, 1e-45f, -1e-38f};
+  for (const float x : special)
+    for (const float y : special)
+      for (const float z : special) expect(x, y, z);
+  uint32_t seed = 1;
+  const auto random = [&] { return bits_of<float>(seed = seed * 1664525u + 1013904223u); };
+  for (int i = 0; i < 200000; i++) {
+    const float x = random(), y = random();
+    expect(x, y, random());
+    expect(x, y, -x * y * (1 + static_cast<float>(seed % 7) * 0x1p-23f));
+  }
+}
+
+// Exact sums of four products of bytes, where saturating ones would not be.
+static void check_bytes() {
+  constexpr int bytes = 4 * Vf::N;
+  uint8_t x[bytes], stored[Vf::N];
+  int8_t y[bytes];
+  int32_t start[Vf::N], out[Vf::N];
+  float wide[Vf::N];
+  uint32_t seed = 7;
+  const auto random = [&] { return (seed = seed * 1664525u + 1013904223u) >> 24; };
+  for (int round = 0; round < 2000; round++) {
+    for (int i = 0; i < bytes; i++) {
+      x[i] = round < 2 ? 255 : static_cast<uint8_t>(random());
+      y[i] = static_cast<int8_t>(round < 2 ? 127 - 255 * round : random());
+    }
+    for (int i = 0; i < Vf::N; i++) start[i] = static_cast<int32_t>(random()) * (round % 3 - 1) * 65536;
+    const Vi acc = load_ints(start), all = dot_quads(acc, load_bytes(x), load_bytes(y));
+    const int n = round % (bytes + 1);
+    const Vi some = dot_quads(acc, load_bytes_n(x, n), load_bytes(y));
+    const Vi four = dot_quads(acc, broadcast_bytes(x), load_bytes(y));
+    for (const auto& [v, kind] : {std::pair{all, 0}, std::pair{some, 1}, std::pair{four, 2}}) {
+      store_ints(out, v);
+      for (int i = 0; i < Vf::N; i++) {
+        int32_t sum = start[i];
+        for (int j = 4 * i; j < 4 * i + 4; j++)
+          sum += (kind == 2 ? x[j % 4] : kind == 1 && j >= n ? 0 : x[j]) * y[j];
+        EXPECT(out[i] == sum);
+      }
+    }
+    store_ints(out, all - acc + acc);
+    store(wide, to_float(all));
+    for (int i = 0; i < Vf::N; i++) EXPECT(wide[i] == static_cast<float>(out[i]));
+    store_ints(out, as_ints(as_float(acc)));
+    for (int i = 0; i < Vf::N; i++) EXPECT(out[i] == start[i]);
+    store(wide, load<Vf>(y));
+    for (int i = 0; i < Vf::N; i++) EXPECT(wide[i] == y[i]);
+    store(wide, load_n<Vf>(y, n % (Vf::N + 1)));
+    for (int i = 0; i < Vf::N; i++) EXPECT(wide[i] == (i < n % (Vf::N + 1) ? y[i] : 0));
+    for (int i = 0; i < Vf::N; i++) wide[i] = x[i];
+    store_bytes(stored, load<Vf>(wide));
+    for (int i = 0; i < Vf::N; i++) EXPECT(stored[i] == x[i]);
+  }
+}
+
 // load2, store2 and stream2 are two of the single ones, bit for bit.
 template <class V, class T>
 static void check_two() {
@@ -208,6 +282,8 @@ static void check_two() {
 }
 
 int main() {
+  check_fma();
+  check_bytes();
   check_moves<Vf, float>();
   check_moves<Vd, double>();
   check_arithmetic<Vf, float>();

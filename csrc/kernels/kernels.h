@@ -95,6 +95,25 @@ struct LinearPart {
   bool new_rows;     // dots: the task before in this scratch had other rows
 };
 
+// y = act(scale * (x @ w^T) + bias), x [m][k], w [n][k] in bf16 or int8, y [m][n], all of them
+// without gaps. `rows` is x as the kernels read it: floats, or bytes 128 + q with x = row_scale *
+// q. Behind the m rows of bytes lies one of 128s.
+struct QuantizedArgs {
+  const void *x, *w;
+  const float *scale, *bias;  // [n], or null: 1 and 0
+  void* y;
+  void* rows;        // row_bytes apart, aligned to 64
+  float* row_scale;  // [m], for bytes
+  int64_t m, n, k, row_bytes;
+  Activation act;
+};
+
+// How the kernels of one ISA cut a quantized layer: rows of y into tasks of at least `few_rows` +
+// 1, or not at all, and `columns`; each call needs `scratch` bytes of its own, aligned to 64.
+struct QuantizedShape {
+  int64_t row_bytes, columns, few_rows, scratch;
+};
+
 struct KernelTable {
 #define KERNEL(name, parameters) void(*name) parameters;
 #include "kernels.inc"

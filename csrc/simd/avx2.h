@@ -61,7 +61,10 @@ FUSEDOPS_INLINE __m128i narrow(__m256 v, const bf16*) {
 
 template <class V, class T>
 FUSEDOPS_INLINE V load(const T* p) {
-  if constexpr (sizeof(T) == 2)
+  if constexpr (sizeof(T) == 1)
+    return {_mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
+  else if constexpr (sizeof(T) == 2)
     return {widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), p)};
   else if constexpr (sizeof(T) == 8)
     return {_mm256_loadu_pd(p)};
@@ -72,7 +75,7 @@ FUSEDOPS_INLINE V load(const T* p) {
 }
 template <class V, class T>
 FUSEDOPS_INLINE V load_n(const T* p, int n) {
-  if constexpr (sizeof(T) == 2) {
+  if constexpr (sizeof(T) <= 2) {
     T part[8] = {};
     for (int i = 0; i < n; i++) part[i] = p[i];
     return load<V>(part);
@@ -223,6 +226,43 @@ constexpr const char* kByteDot = "u8 x s8 in three steps (vpmaddubsw, vpmaddwd, 
 FUSEDOPS_INLINE Vi dot_bytes(Vi acc, Vi x, Vi y) {
   const __m256i pairs = _mm256_maddubs_epi16(x.v, y.v);
   return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+}
+
+FUSEDOPS_INLINE Vi load_bytes(const void* p) {
+  return {_mm256_loadu_si256(static_cast<const __m256i*>(p))};
+}
+FUSEDOPS_INLINE Vi load_bytes_n(const void* p, int n) {
+  uint8_t part[32] = {};
+  for (int i = 0; i < n; i++) part[i] = static_cast<const uint8_t*>(p)[i];
+  return load_bytes(part);
+}
+FUSEDOPS_INLINE Vi broadcast_bytes(const uint8_t* p) {
+  int32_t four;
+  __builtin_memcpy(&four, p, sizeof(four));
+  return {_mm256_set1_epi32(four)};
+}
+FUSEDOPS_INLINE Vi operator+(Vi a, Vi b) { return {_mm256_add_epi32(a.v, b.v)}; }
+FUSEDOPS_INLINE Vi operator-(Vi a, Vi b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+// Sums of two products of bytes do not fit 16 bits: even and odd bytes apart, widened first.
+FUSEDOPS_INLINE Vi dot_quads(Vi acc, Vi x, Vi y) {
+  const __m256i x_even = _mm256_and_si256(x.v, _mm256_set1_epi16(0xff));
+  const __m256i y_even = _mm256_srai_epi16(_mm256_slli_epi16(y.v, 8), 8);
+  const __m256i x_odd = _mm256_srli_epi16(x.v, 8), y_odd = _mm256_srai_epi16(y.v, 8);
+  return {_mm256_add_epi32(_mm256_add_epi32(acc.v, _mm256_madd_epi16(x_even, y_even)),
+                           _mm256_madd_epi16(x_odd, y_odd))};
+}
+FUSEDOPS_INLINE Vi load_ints(const int32_t* p) { return load_bytes(p); }
+FUSEDOPS_INLINE void store_ints(int32_t* p, Vi a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v);
+}
+FUSEDOPS_INLINE Vf to_float(Vi a) { return {_mm256_cvtepi32_ps(a.v)}; }
+FUSEDOPS_INLINE Vf as_float(Vi a) { return {_mm256_castsi256_ps(a.v)}; }
+FUSEDOPS_INLINE Vi as_ints(Vf a) { return {_mm256_castps_si256(a.v)}; }
+FUSEDOPS_INLINE void store_bytes(uint8_t* p, Vf a) {
+  const __m256i words = _mm256_cvtps_epi32(a.v);
+  const __m128i pairs =
+      _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(pairs, pairs));
 }
 
 FUSEDOPS_INLINE void transpose(Vf (&r)[8]) {

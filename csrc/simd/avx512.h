@@ -66,7 +66,10 @@ FUSEDOPS_INLINE __m256i narrow(__m512 v, const bf16*) {
 
 template <class V, class T>
 FUSEDOPS_INLINE V load(const T* p) {
-  if constexpr (sizeof(T) == 2)
+  if constexpr (sizeof(T) == 1)
+    return {_mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+  else if constexpr (sizeof(T) == 2)
     return {widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), p)};
   else if constexpr (sizeof(T) == 8)
     return {_mm512_loadu_pd(p)};
@@ -78,7 +81,9 @@ FUSEDOPS_INLINE V load(const T* p) {
 template <class V, class T>
 FUSEDOPS_INLINE V load_n(const T* p, int n) {
   const __mmask16 m = first_n(n);
-  if constexpr (sizeof(T) == 2)
+  if constexpr (sizeof(T) == 1)
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(m, p)))};
+  else if constexpr (sizeof(T) == 2)
     return {widen(_mm256_maskz_loadu_epi16(m, p), p)};
   else if constexpr (sizeof(T) == 8)
     return {_mm512_maskz_loadu_pd(static_cast<__mmask8>(m), p)};
@@ -320,6 +325,42 @@ FUSEDOPS_INLINE Vi dot_bytes(Vi acc, Vi x, Vi y) {
   return {_mm512_add_epi32(acc.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
 }
 #endif
+
+FUSEDOPS_INLINE Vi load_bytes(const void* p) { return {_mm512_loadu_si512(p)}; }
+FUSEDOPS_INLINE Vi load_bytes_n(const void* p, int n) {
+  const __mmask64 m = n == 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1;
+  return {_mm512_maskz_loadu_epi8(m, p)};
+}
+FUSEDOPS_INLINE Vi broadcast_bytes(const uint8_t* p) {
+  struct Four {
+    uint8_t bytes[4];
+  };
+  Vi r;
+  __asm__("vpbroadcastd %1, %0" : "=v"(r.v) : "m"(*reinterpret_cast<const Four*>(p)));
+  return r;
+}
+FUSEDOPS_INLINE Vi operator+(Vi a, Vi b) { return {_mm512_add_epi32(a.v, b.v)}; }
+FUSEDOPS_INLINE Vi operator-(Vi a, Vi b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+#ifdef __AVX512VNNI__
+FUSEDOPS_INLINE Vi dot_quads(Vi acc, Vi x, Vi y) { return dot_bytes(acc, x, y); }
+#else
+// Sums of two products of bytes do not fit 16 bits: even and odd bytes apart, widened first.
+FUSEDOPS_INLINE Vi dot_quads(Vi acc, Vi x, Vi y) {
+  const __m512i x_even = _mm512_and_si512(x.v, _mm512_set1_epi16(0xff));
+  const __m512i y_even = _mm512_srai_epi16(_mm512_slli_epi16(y.v, 8), 8);
+  const __m512i x_odd = _mm512_srli_epi16(x.v, 8), y_odd = _mm512_srai_epi16(y.v, 8);
+  return {_mm512_add_epi32(_mm512_add_epi32(acc.v, _mm512_madd_epi16(x_even, y_even)),
+                           _mm512_madd_epi16(x_odd, y_odd))};
+}
+#endif
+FUSEDOPS_INLINE Vi load_ints(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+FUSEDOPS_INLINE void store_ints(int32_t* p, Vi a) { _mm512_storeu_si512(p, a.v); }
+FUSEDOPS_INLINE Vf to_float(Vi a) { return {_mm512_cvtepi32_ps(a.v)}; }
+FUSEDOPS_INLINE Vf as_float(Vi a) { return {_mm512_castsi512_ps(a.v)}; }
+FUSEDOPS_INLINE Vi as_ints(Vf a) { return {_mm512_castps_si512(a.v)}; }
+FUSEDOPS_INLINE void store_bytes(uint8_t* p, Vf a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
 
 #ifdef __AVX512BF16__
 #define FUSEDOPS_BF16_DOT 1

@@ -4,7 +4,8 @@
 //
 //   set1<V>(x)          all lanes x
 //   load<V>(p), store(p, v)            N elements, p of any storage type of V (conversion included,
-//                       one rounding to nearest even; NaN stays NaN); no alignment needed
+//                       one rounding to nearest even; NaN stays NaN); no alignment needed;
+//                       Vec<float> also loads int8_t
 //   load_n<V>(p, n), store_n(p, v, n)  the first n lanes, 0 <= n <= N; nothing else is touched,
 //                       lanes past n read as 0
 //   stream(p, v)        store around the caches where the ISA can; p aligned to the vector
@@ -12,8 +13,9 @@
 //   load2(p, a, b), store2(p, a, b), stream2(p, a, b)  the same for 2N elements; p of stream2
 //                       aligned to 64 bytes
 //   + - * /, -v         one rounding each, never contracted
-//   fma(a, b, c)        a*b + c with one rounding (portable: a*b exact, then two roundings)
-//   mul_add(a, b, c)    a*b + c, as fast as the ISA can (fused where it has FMA)
+//   fma(a, b, c)        a*b + c with one rounding, the same bits on every ISA
+//   mul_add(a, b, c)    a*b + c, as fast as the ISA can (fused where it has FMA; always fused where
+//                       FUSEDOPS_SAME_BITS is defined, see below)
 //   min max abs         min/max return the second operand when either is NaN (x86 rule)
 //   round(v)            to the nearest integer, ties to even, |v| < 2^22 (2^51 for double)
 //   scale2(v, n)        v * 2^n, n integral, correct into the subnormals, n in [-300, 254]
@@ -37,6 +39,19 @@
 //   copy_string(to, from, n)  n bytes by the CPU's own copy instruction, else by memcpy
 //   dot_bytes(acc, x, y)  the ISA's best products of bytes on Vi, kByteProducts of them: what the
 //                       int8 probe runs; kByteDot says what it is
+//   Vi as 4 Vf::N bytes, or as Vf::N integers of 32 bits:
+//   load_bytes(p), load_bytes_n(p, n)  that many bytes, or the first n and zeros behind them
+//   broadcast_bytes(p)  the four bytes at p, in every lane
+//   dot_quads(acc, x, y)  acc[i] += the four products u8 x * s8 y of lane i: exact modulo 2^32, no
+//                       sum on the way saturates
+//   + -                 of integers, modulo 2^32
+//   load_ints(p), store_ints(p, v)  Vf::N integers
+//   to_float(v)         of integers, to nearest even
+//   as_float(v), as_ints(v)  the same bits
+//   store_bytes(p, v)   Vf::N bytes from lanes of Vec<float> that hold 0, 1, ... 255
+//
+// A kernel that promises the same bits on every ISA defines FUSEDOPS_SAME_BITS before it includes
+// this, and sums in an order that does not depend on V::N.
 #pragma once
 #include "types.h"
 

@@ -37,6 +37,10 @@ QUICK: dict[str, tuple[str, ...]] = {
     "rope_qk": ("llama-3-8b/prefill-512", "llama-3-8b/decode"),
     "gelu_linear": ("bert-base/128", "bert-large/512", "small/1-rows-1024"),
     "linear": ("bert-base/128", "small/16-rows-1024"),
+    "gelu_linear_quantized": (
+        *(f"small/1-rows-1024-{stored}" for stored in ("bf16", "int8", "w8a8")),
+        "bert-large/512-w8a8",
+    ),
     "gelu": ("bert-base/128",),
 }
 

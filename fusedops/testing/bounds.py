@@ -17,7 +17,14 @@ from fusedops import reference
 from fusedops.testing.errors import ulp, wide_dtype
 from fusedops.testing.samples import Call
 
-__all__ = ["Bound", "gelu_bound", "gelu_linear_bound", "linear_bound", "rope_bound"]
+__all__ = [
+    "Bound",
+    "gelu_bound",
+    "gelu_linear_bound",
+    "linear_bound",
+    "quantized_bound",
+    "rope_bound",
+]
 
 # The bound of every element of every output of a call, in float64. stepwise: of an implementation
 # that stores what eager would store between its steps in the dtype of the call (ladder rungs).
@@ -183,4 +190,46 @@ def gelu_linear_bound(call: Call, stepwise: bool = False) -> tuple[Tensor, ...]:
     error = 1.13 * error
     approximate, magnitude = call.kwargs["approximate"], y.abs() + error
     error = error + _gelu_error(exact, magnitude, approximate, call.dtype, stepwise)
+    return (_rounded(y, error, call.dtype),)
+
+
+def quantized_bound(call: Call, stepwise: bool = False) -> tuple[Tensor, ...]:
+    """1.13 times the error of the sum, the error of gelu, half an ulp for float16 and bfloat16.
+
+    Against the formula on the weight as it is stored, computed in float32. A product enters one of
+    16 sums of K / 16 products, whose roundings and the 4 that add them up err by at most
+    (K / 16 + 4) u sum |x||scale w|; times the scale and plus the bias, another 2 u of that and
+    |bias|. With int8 activations the sum is exact: its rounding to float32, the product with the
+    weight's scale and the sum with the bias err by 3 u (|z| + 2 |bias|); 4 covers the second order.
+    Below that, products err by half of the smallest number each, times |scale|.
+
+    Stepwise, the sum is PyTorch's, of rounded products of weight and scale (and of the row's scale
+    and its integers): K + 4 roundings in any order, or 4 sqrt(K + 4) as for ``linear``.
+    """
+    x, weight, scale, bias = call.map(lambda t: t.to(torch.float64)).args
+    assert x is not None
+    assert weight is not None
+    weight = weight.to(torch.float64)
+    rounded = call.kwargs["activation_dtype"] is not None
+    x = reference.rounded_rows(x) if rounded else x
+    factor = weight.new_ones(weight.shape[0]) if scale is None else scale
+    offset = torch.zeros(()) if bias is None else bias
+    sums = reference.linear(x, weight)
+    exact = sums * factor + offset
+    terms = reference.linear(x.abs(), weight.abs()) * factor.abs()
+    info, depth = torch.finfo(torch.float32), x.shape[-1]
+    u = info.eps / 2.0
+    if stepwise:
+        error = min(depth + 4.0, 4.0 * math.sqrt(depth + 4.0)) * u * (terms + offset.abs())
+    elif rounded:
+        error = 4.0 * u * ((sums * factor).abs() + 2.0 * offset.abs())
+    else:
+        error = (depth / 16.0 + 7.0) * u * (terms + offset.abs())
+    error = error + (depth + 2) * info.smallest_normal * info.eps * (1.0 + factor.abs())
+    error = torch.where(exact.isfinite(), error, 0.0)
+    y = reference.gelu(exact, approximate=call.kwargs["approximate"])
+    error = 1.13 * error
+    wide = torch.float32 if call.dtype.itemsize < 4 else call.dtype
+    approximate, magnitude = call.kwargs["approximate"], y.abs() + error
+    error = error + _gelu_error(exact, magnitude, approximate, wide, stepwise)
     return (_rounded(y, error, call.dtype),)

@@ -17,6 +17,7 @@ from fusedops.testing.bounds import (
     gelu_bound,
     gelu_linear_bound,
     linear_bound,
+    quantized_bound,
     rope_bound,
 )
 from fusedops.testing.errors import DTYPES
@@ -27,6 +28,7 @@ from fusedops.testing.tables import (
     GELU_LINEAR_SAMPLES,
     GELU_SAMPLES,
     LINEAR_SAMPLES,
+    QUANTIZED_SAMPLES,
     ROPE_QK_SAMPLES,
     ROPE_SAMPLES,
 )
@@ -35,6 +37,7 @@ from fusedops.testing.workloads import (
     GELU_LINEAR_BARS,
     GELU_LINEAR_BENCH,
     LINEAR_BENCH,
+    QUANTIZED_BENCH,
     ROPE_BARS,
     ROPE_BENCH,
     ROPE_QK_BARS,
@@ -43,6 +46,7 @@ from fusedops.testing.workloads import (
     Bar,
     random_gelu,
     random_linear,
+    random_quantized,
     random_rope,
     random_rope_qk,
 )
@@ -160,6 +164,18 @@ SPECS: Mapping[str, OpSpec] = {
             probes=("33", "no-bias", "decode-odd", "33-relu", "33-relu2", "33-silu"),
             bench=LINEAR_BENCH,
             random=random_linear,
+        ),
+        OpSpec(
+            name="gelu_linear_quantized",
+            home="quantized",
+            schemas=("gelu_linear_quantized",),
+            reference=reference.gelu_linear_quantized,
+            error_bound=quantized_bound,
+            samples=QUANTIZED_SAMPLES,
+            probes=("33-int8", "33-bf16", "decode-odd-int8", "33-tanh-bf16", "33-quick-int8"),
+            bench=QUANTIZED_BENCH,
+            random=random_quantized,
+            dtypes={name: DTYPES[name] for name in ("f32", "f16", "bf16")},
         ),
         OpSpec(
             name="gelu",
