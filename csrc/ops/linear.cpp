@@ -328,21 +328,6 @@ void share_rows(const LinearArgs& a, const LinearKernels& k, int64_t tiles, char
   wait_for(done, tiles);
 }
 
-void pack(const LinearKernels& k, const LinearArgs& a, void* to) {
-  LinearShape shape = {};
-  k.shape(a, shape);
-  const int64_t columns = shape.panel_columns;
-  const int64_t grain = pieces(1 << 15, std::max<int64_t>(1, a.k * columns));
-  parallel_for(pieces(a.n, columns), grain,
-               [&](int64_t begin, int64_t end) { k.pack(a, to, begin, end); });
-}
-
-int64_t packed_bytes(const LinearKernels& k, const LinearArgs& a) {
-  LinearShape shape = {};
-  k.shape(a, shape);
-  return pieces(a.n, shape.panel_columns) * shape.packed_bytes;
-}
-
 }  // namespace
 
 // A pass is as many rows as have their packed copy in memory at once.
