@@ -147,6 +147,14 @@ def test_a_row_has_the_same_bits_in_any_batch(k: int, dtype: str, isa: str) -> N
         assert torch.equal(part, y[first : first + rows])
 
 
+# Many rows take panels, which are then transposed as they are needed.
+@each_dtype
+@pytest.mark.parametrize("k", [100, 1030, 2200])
+def test_plain_weight_has_the_bits_of_the_packed_one(k: int, dtype: str, isa: str) -> None:
+    x, w, b = layer(60, 150, k, DTYPES[dtype])
+    assert torch.equal(ops.linear_nograd(x, w, b), ops.linear_packed(x, ops.linear_pack(w), b, 150))
+
+
 @each_dtype
 def test_threads_do_not_change_the_bits(dtype: str, isa: str) -> None:
     x, w, b = layer(200, 520, 1100, DTYPES[dtype])

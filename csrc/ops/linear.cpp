@@ -348,6 +348,7 @@ LinearSchedule schedule(const LinearArgs& a, DType type, int threads) {
   s.kernels.shape(a, s.shape);
   if (a.m == 0 || a.n == 0) return s;  // nothing to cut
   s.element = size_of(type);
+  // The one choice that changes a row's bits: within a family its sums depend on the row alone.
   const bool dots = !a.packed && !a.deterministic && a.m <= s.shape.few_rows;
   const int64_t row_bytes = std::max<int64_t>(1, s.shape.row_bytes);
   const int64_t most = std::max(kRowsBytes / row_bytes / kLeastRows, int64_t{1}) * kLeastRows;

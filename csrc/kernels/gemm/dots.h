@@ -26,10 +26,12 @@ struct DotRows<T, true> {
 template <class T>
 using dot_x = typename DotRows<T, kWidenX<T>>::X;
 
-// c[i][j] (+)= sum over k of x[i][k] * w[j][k]; j past `cols` repeats the last row of w.
+// c[i][j] (+)= sum over k of x[i][k] * w[j][k]; j past `cols` repeats the last row of w. `jump`:
+// elements from the end of these of a row to those that are read next.
 template <class T, int Rows, int Width>
 __attribute__((noinline)) void dot_tile(const dot_x<T>* x, int64_t ldx, const T* w, int64_t ldw,
-                                        int64_t cols, int64_t k, compute_t<T>* c, bool add) {
+                                        int64_t cols, int64_t k, int64_t jump, compute_t<T>* c,
+                                        bool add) {
   using O = operands_t<T>;
   using V = typename O::V;
   constexpr int64_t per_load = V::N * O::kStep;
@@ -53,10 +55,12 @@ __attribute__((noinline)) void dot_tile(const dot_x<T>* x, int64_t ldx, const T*
         acc[i * Width + j] = O::multiply_add(a[i], b, acc[i * Width + j]);
     }
   };
+  constexpr int64_t ahead = kAhead / static_cast<int64_t>(sizeof(T));
   int64_t e = 0;
   for (; e + per_load <= k; e += per_load) {
+    const int64_t later = e + ahead + (e + ahead < k ? 0 : jump);
 #pragma GCC unroll 8
-    for (int j = 0; j < Width; j++) prefetch(reinterpret_cast<const char*>(row[j] + e) + kAhead);
+    for (int j = 0; j < Width; j++) prefetch(row[j] + later);
     step(e, [](const auto* p) { return O::load(p); });
   }
   if (e < k) step(e, [&](const auto* p) { return O::load_n(p, static_cast<int>(k - e)); });
@@ -81,16 +85,17 @@ __attribute__((noinline)) void dot_tile(const dot_x<T>* x, int64_t ldx, const T*
 
 template <class T, int Width>
 FUSEDOPS_INLINE void any_dot_tile(int64_t rows, const dot_x<T>* x, int64_t ldx, const T* w,
-                                  int64_t ldw, int64_t cols, int64_t k, compute_t<T>* c, bool add) {
+                                  int64_t ldw, int64_t cols, int64_t k, int64_t jump,
+                                  compute_t<T>* c, bool add) {
   switch (rows) {
     case 1:
-      return dot_tile<T, 1, Width>(x, ldx, w, ldw, cols, k, c, add);
+      return dot_tile<T, 1, Width>(x, ldx, w, ldw, cols, k, jump, c, add);
     case 2:
-      return dot_tile<T, 2, Width>(x, ldx, w, ldw, cols, k, c, add);
+      return dot_tile<T, 2, Width>(x, ldx, w, ldw, cols, k, jump, c, add);
     case 3:
-      return dot_tile<T, 3, Width>(x, ldx, w, ldw, cols, k, c, add);
+      return dot_tile<T, 3, Width>(x, ldx, w, ldw, cols, k, jump, c, add);
     default:
-      return dot_tile<T, kDotRows, Width>(x, ldx, w, ldw, cols, k, c, add);
+      return dot_tile<T, kDotRows, Width>(x, ldx, w, ldw, cols, k, jump, c, add);
   }
 }
 
@@ -106,7 +111,8 @@ FUSEDOPS_INLINE void dot_columns(const LinearArgs& a, const dot_x<T>* x, int64_t
     const int64_t row = g * rows / groups, height = (g + 1) * rows / groups - row;
     for (int64_t e = 0; e == 0 || e < a.k; e += chain)
       any_dot_tile<T, Width>(height, x + row * ldx + e, ldx, w + e, a.ldw, cols,
-                             at_most(chain, a.k - e), c + row * kDotColumns, e > 0);
+                             at_most(chain, a.k - e), e + chain < a.k ? 0 : Width * a.ldw - a.k,
+                             c + row * kDotColumns, e > 0);
   }
 }
 
