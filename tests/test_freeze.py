@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_refused, python
@@ -250,6 +251,19 @@ def test_another_dtype_of_the_same_memory_is_seen() -> None:
     module.weight.data = module.weight.data.view(torch.bfloat16)
     module.bias.data = module.bias.data.bfloat16()
     assert_current(module, x_of(torch.bfloat16))
+
+
+# A weight that came to lie where the packed one was would look like it.
+def test_no_other_tensor_can_lie_where_the_packed_weight_lies() -> None:
+    module, array = layer(), np.ones((N, K), np.float32)
+    module.weight = nn.Parameter(torch.from_numpy(array), requires_grad=False)
+    module(x_of())
+    memory = weakref.ref(array)
+    del array
+    module.weight.data = torch.ones(N, K)
+    assert memory() is not None
+    module(x_of())
+    assert memory() is None
 
 
 def test_another_shape_of_the_same_memory_is_seen() -> None:

@@ -334,6 +334,7 @@ def test_arguments_by_name() -> None:
         lambda: planned(x, None, 0),
         lambda: planned(x, offset=0),
         lambda: planned(x, other=x),
+        lambda: planned(x, x=x),
         lambda: turned(torch.ones(2, 3, 8), offset=1.5),
         lambda: turned(torch.ones(2, 3, 8), offset="1"),
     ):
@@ -394,3 +395,6 @@ def test_graphs_leave_plans_out() -> None:
         fake = mode.from_tensor(x)
         message = "[plan.gelu_linear] x must be a torch.Tensor and no subclass of it but got "
         assert_refused(lambda: planned(fake), message + "FakeTensor")
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        other = "a plan must not be called under a mode that makes other tensors but got FakeTensor"
+        assert_refused(lambda: planned(x), f"[plan.gelu_linear] {other}")

@@ -147,6 +147,7 @@ void parse(const Call& plan, PyObject* args, PyObject* kwargs, std::array<PyObje
     const std::string key = py::cast<std::string>(name);
     const int i = key == "x" ? 0 : key == "out" ? 1 : key == "offset" && plan.takes_offset ? 2 : -1;
     if (i < 0) throw py::type_error("a plan of this kind takes no argument " + key);
+    if (i < n) throw py::type_error("a plan takes one value of " + key);
     values[static_cast<size_t>(i)] = value;
   }
 }

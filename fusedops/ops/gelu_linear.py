@@ -55,11 +55,11 @@ def gelu_linear(
 
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415.
     """
+    if save not in ("preact", "none"):
+        raise RuntimeError(f"[gelu_linear] save must be 'preact' or 'none' but got {save!r}")
     if isinstance(weight, PackedLinear):
         return packed.gelu_linear(input, weight, bias, approximate, out)
     input, weight, bias = autocast(input, weight, bias)
-    if save not in ("preact", "none"):
-        raise RuntimeError(f"[gelu_linear] save must be 'preact' or 'none' but got {save!r}")
     if out is not None:
         _library.refuse_recorded("gelu_linear", "out", input, weight, bias, out)
         _library.refuse_negated("gelu_linear", "out", out)
