@@ -9,9 +9,7 @@
 #include "../parallel.h"
 
 namespace fusedops {
-namespace {
 
-// Elements from one row of the last dimension to the next, if one stride leads through all rows.
 bool rows_of(const View& v, int64_t& stride) {
   if (v.size(-1) > 1 && v.stride(-1) != 1) return false;
   stride = v.size(-1);
@@ -32,6 +30,24 @@ Tensor in_rows(const Tensor& t) {
   const View v(t);
   return v.numel == 0 || rows_of(v, stride) ? t : torch::stable::contiguous(t);
 }
+
+Tensor fresh(const char* op, const Tensor& like, const std::vector<int64_t>& shape) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t d = shape.size() - 1; d > 0; d--)
+    strides[d - 1] = strides[d] * std::max<int64_t>(1, shape[d]);
+  const int64_t numel = shape[0] * strides[0];
+  int32_t dtype = 0;
+  aoti_torch_get_dtype(like.get(), &dtype);
+  AtenTensorHandle handle;
+  if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                               dtype, aoti_torch_device_type_cpu(), 0, &handle) != 0)
+    fail(op, "memory for the result must be available but got ", numel, " elements refused");
+  Tensor y(handle);
+  advise_huge_pages(y.data_ptr(), numel * size_of(floating(op, "like", View(like))));
+  return y;
+}
+
+namespace {
 
 void check(const char* op, const Tensor& input, const Tensor& weight,
            const std::optional<Tensor>& bias) {
@@ -83,21 +99,7 @@ LinearCall::LinearCall(const char* op_, const Tensor& input, const Tensor& weigh
   if (args.k > 0) rows_of(x, args.ldx), rows_of(w, args.ldw);
 }
 
-Tensor LinearCall::fresh_output() const {
-  std::vector<int64_t> strides(shape.size(), 1);
-  for (size_t d = shape.size() - 1; d > 0; d--)
-    strides[d - 1] = strides[d] * std::max<int64_t>(1, shape[d]);
-  int32_t dtype = 0;
-  aoti_torch_get_dtype(input_.get(), &dtype);
-  AtenTensorHandle handle;
-  if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-                               dtype, aoti_torch_device_type_cpu(), 0, &handle) != 0)
-    fail(op, "memory for the result must be available but got ", args.m * args.n,
-         " elements refused");
-  Tensor y(handle);
-  advise_huge_pages(y.data_ptr(), args.m * args.n * size_of(type));
-  return y;
-}
+Tensor LinearCall::fresh_output() const { return fresh(op, input_, shape); }
 
 void LinearCall::run(Activation act, const View& y, const View* z) const {
   LinearArgs a = args;
@@ -187,7 +189,7 @@ Tasks plan(const LinearArgs& a, const LinearKernels& k) {
   t.workers = worker_count(a);
   // Panels compute whole panels: with few columns most of that would be thrown away.
   const int64_t padded = pieces(a.n, shape.panel_columns) * shape.panel_columns;
-  t.dots = a.m <= shape.few_rows || 5 * a.n < 4 * padded;
+  t.dots = !a.w_by_k && (a.m <= shape.few_rows || 5 * a.n < 4 * padded);
   t.columns = t.dots ? shape.dot_columns : shape.panel_columns;
   // Enough tasks for all threads to end together, but of rows enough to be worth a panel.
   const int64_t for_threads = pieces(t.workers > 1 ? 4 * t.workers : 1, pieces(a.n, t.columns));

@@ -8,6 +8,13 @@
 
 namespace fusedops {
 
+// Elements from one row of the last dimension to the next, if one stride leads through all rows.
+bool rows_of(const View& v, int64_t& stride);
+Tensor in_rows(const Tensor& t);  // t itself if it has such rows, else a contiguous copy
+
+// A contiguous tensor of like's dtype; pages of a large one are asked to be huge.
+Tensor fresh(const char* op, const Tensor& like, const std::vector<int64_t>& shape);
+
 // The checked arguments of a dense layer. Holds the copies of those whose strides no kernel reads.
 struct LinearCall {
   LinearCall(const char* op, const Tensor& input, const Tensor& weight,

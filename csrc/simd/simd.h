@@ -30,8 +30,8 @@
 //   whether there is a dot product of bf16 pairs, in Vec<float> lanes that
 //                                    hold two bf16 each: load_pairs(p), load_pairs_n(p, n) (2N and
 //                                    the first n elements), broadcast_pair(p), broadcast_half(p)
-//                                    (the pair *p, 0), dot_pairs(acc, a, b). It takes subnormals as
-//                                    0.
+//                                    (the pair *p, 0), pair_up(a, b) (of widened lanes),
+//                                    dot_pairs(acc, a, b). It takes subnormals as 0.
 //   prefetch(p)                      hint, any address
 //   stream_fence()                   after the last stream()
 //   copy_string(to, from, n)         n bytes by the CPU's own copy instruction,

@@ -10,7 +10,14 @@ from torch import Tensor
 from fusedops import _library, reference
 from fusedops._library import is_plain, is_transformed, ops
 from fusedops.ops.gelu import require_approximate
-from fusedops.ops.linear import autocast, gradients, require
+from fusedops.ops.linear import (
+    autocast,
+    backward_formula,
+    fake_backward,
+    keep_factors,
+    require,
+    wanted,
+)
 
 
 def gelu_linear(
@@ -110,9 +117,12 @@ class _KeepNothing(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, bias = ctx.saved_tensors
+        needed = ctx.needs_input_grad
         z = ops.linear(input, weight, bias)
-        grad = ops.gelu_backward(grad, z, ctx.approximate)
-        return *gradients(grad, input, weight, ctx.needs_input_grad), None
+        x, w = input if needed[1] else None, weight if needed[0] else None
+        plain = is_plain(grad, z)
+        run = ops.gelu_linear_backward_nograd if plain else ops.gelu_linear_backward
+        return *wanted(run(grad, x, w, z, ctx.approximate, needed[2]), needed), None
 
 
 class _KeepPreactivation(torch.autograd.Function):
@@ -126,19 +136,24 @@ class _KeepPreactivation(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        input, weight, _, ctx.approximate = inputs
-        ctx.save_for_backward(input, weight, output[1])
+        ctx.approximate = inputs[3]
+        ctx.save_for_backward(*keep_factors(ctx, *inputs[:2]), output[1])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None) -> tuple[Tensor | None, ...]:
         input, weight, z = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        if grad_z is None and grad is not None:
+            plain = is_plain(grad, input, weight, z)
+            run = ops.gelu_linear_backward_nograd if plain else ops.gelu_linear_backward
+            found = run(grad, input, weight, z, ctx.approximate, needed[2])
+            return *wanted(found, needed), None
         if grad is not None:
-            through = ops.gelu_backward(grad, z, ctx.approximate)
-            grad_z = through if grad_z is None else through + grad_z
+            grad_z = ops.gelu_backward(grad, z, ctx.approximate) + grad_z
         if grad_z is None:
             return None, None, None, None
-        return *gradients(grad_z, input, weight, ctx.needs_input_grad), None
+        return *wanted(ops.linear_backward(grad_z, input, weight, needed[2]), needed), None
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
@@ -153,6 +168,38 @@ def _fake_preact(*args: Any) -> tuple[Tensor, Tensor]:
 
 def _fake_written(*args: Any) -> None:
     _fake(*args[:-1])
+
+
+def _backward_formula(
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    z: Tensor,
+    approximate: str,
+    bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dz = ops.gelu_backward(grad, z, approximate)
+    return backward_formula(dz, input, weight, bias)
+
+
+def _fake_backward(
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    z: Tensor,
+    approximate: str,
+    bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_backward(grad, input, weight, bias)
+
+
+def _dz_formula(grad: Tensor, z: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
+    dz = ops.gelu_backward(grad, z, approximate)
+    return dz, dz.sum_to_size(dz.shape[-1:])
+
+
+def _fake_dz(grad: Tensor, z: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
+    return grad.new_empty(grad.shape), grad.new_empty(grad.shape[-1:])
 
 
 def _apply(*args: Any) -> Tensor:
@@ -172,6 +219,15 @@ for _name, _shape, _composed in (
 ):
     _library.register_fake(_name, _shape)
     _library.register_fallback(_name, _composed)
+for _name, _shape, _composed in (
+    ("gelu_linear_backward", _fake_backward, _backward_formula),
+    ("gelu_linear_dz", _fake_dz, _dz_formula),
+):
+    for _twin in (_name, f"{_name}_nograd"):
+        _library.register_fake(_twin, _shape)
+        _library.register_fallback(_twin, _composed)
+    _kernel = getattr(ops, f"{_name}_nograd")
+    _library.register_autograd(_name, _composed, _kernel, _composed)
 _library.register_write("gelu_linear_out")
 _library.register_autograd("gelu_linear", _apply, ops.gelu_linear_nograd, _formula)
 _library.register_autograd(

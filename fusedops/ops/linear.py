@@ -54,16 +54,19 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     )
 
 
-def gradients(
-    grad: Tensor, input: Tensor, weight: Tensor, needed: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of input, weight and bias for the gradient of ``linear``'s result."""
-    count = math.prod(grad.shape[:-1])  # not -1, which means nothing where N or K is 0
-    rows = grad.reshape(count, weight.shape[0])
-    to_input = grad.matmul(weight) if needed[0] else None
-    to_weight = rows.t().mm(input.reshape(count, weight.shape[1])) if needed[1] else None
-    to_bias = rows.sum(0) if needed[2] else None
-    return to_input, to_weight, to_bias
+def keep_factors(
+    ctx: Any, input: Tensor, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """What a backward needs of the two: input for weight's gradient, weight for input's."""
+    to_input, to_weight = ctx.needs_input_grad[:2]
+    return input if to_weight else None, weight if to_input else None
+
+
+def wanted(
+    gradients: tuple[Tensor, Tensor, Tensor], needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of input, weight and bias, with None for the empty ones nobody asked for."""
+    return tuple(g if need else None for g, need in zip(gradients, needed, strict=False))
 
 
 def require(op: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -105,18 +108,45 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        input, weight, _ = inputs
-        ctx.save_for_backward(input, weight)
+        ctx.save_for_backward(*keep_factors(ctx, *inputs[:2]))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        return gradients(grad, input, weight, ctx.needs_input_grad)
+        run = ops.linear_backward_nograd if is_plain(grad, input, weight) else ops.linear_backward
+        needed = ctx.needs_input_grad
+        return wanted(run(grad, input, weight, needed[2]), needed)
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     require("linear", input, weight, bias)
     return input.new_empty((*input.shape[:-1], weight.shape[0]))
+
+
+def backward_formula(
+    grad: Tensor, input: Tensor | None, weight: Tensor | None, bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``linear_backward`` by PyTorch operations, which differentiate."""
+    count = math.prod(grad.shape[:-1])  # not -1, which means nothing where N or K is 0
+    rows = grad.reshape(count, grad.shape[-1])
+    none = grad.new_empty(0)
+    return (
+        none if weight is None else grad.matmul(weight),
+        none if input is None else rows.t().mm(input.reshape(count, input.shape[-1])),
+        rows.sum(0) if bias else none,
+    )
+
+
+def fake_backward(
+    grad: Tensor, input: Tensor | None, weight: Tensor | None, bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The shapes of ``linear_backward``."""
+    n = grad.shape[-1]
+    return (
+        grad.new_empty(0 if weight is None else (*grad.shape[:-1], weight.shape[1])),
+        grad.new_empty(0 if input is None else (n, input.shape[-1])),
+        grad.new_empty(n if bias else 0),
+    )
 
 
 def _apply(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -127,3 +157,9 @@ for _name in ("linear", "linear_nograd"):
     _library.register_fake(_name, _fake)
     _library.register_fallback(_name, _formula)
 _library.register_autograd("linear", _apply, ops.linear_nograd, _formula)
+for _name in ("linear_backward", "linear_backward_nograd"):
+    _library.register_fake(_name, fake_backward)
+    _library.register_fallback(_name, backward_formula)
+_library.register_autograd(
+    "linear_backward", backward_formula, ops.linear_backward_nograd, backward_formula
+)

@@ -127,7 +127,13 @@ SPECS: Mapping[str, OpSpec] = {
         OpSpec(
             name="gelu_linear",
             home="gelu_linear",
-            schemas=("gelu_linear", "gelu_linear_preact", "gelu_linear_out"),
+            schemas=(
+                "gelu_linear",
+                "gelu_linear_preact",
+                "gelu_linear_out",
+                "gelu_linear_backward",
+                "gelu_linear_dz",
+            ),
             reference=reference.gelu_linear,
             error_bound=gelu_linear_bound,
             samples=GELU_LINEAR_SAMPLES,
@@ -139,7 +145,7 @@ SPECS: Mapping[str, OpSpec] = {
         OpSpec(
             name="linear",
             home="linear",
-            schemas=("linear",),
+            schemas=("linear", "linear_backward"),
             reference=reference.linear,
             error_bound=linear_bound,
             samples=LINEAR_SAMPLES,

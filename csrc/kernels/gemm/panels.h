@@ -50,6 +50,22 @@ __attribute__((noinline)) void transpose_panel(const T* w, int64_t ldw, int64_t 
     }
 }
 
+// The same panel of a w by k.
+template <class T>
+__attribute__((noinline)) void copy_panel(const T* w, int64_t ldw, int64_t cols, int64_t k,
+                                          compute_t<T>* panel) {
+  using O = operands_t<T>;
+  constexpr int64_t N = O::V::N, ahead = 8;  // rows: each is another page
+  for (int64_t e = 0; e < k; e += O::kStep, panel += kPanelColumns<T>) {
+    const T* row = w + e * ldw;
+    for (int64_t j = 0; j < kPanelColumns<T>; j += N) {
+      const int n = static_cast<int>(at_most(cols - j, N));
+      for (int i = 0; i < O::kStep; i++) prefetch(row + j + (ahead * O::kStep + i) * ldw);
+      store(panel + j, n > 0 ? O::load_across(row + j, ldw, k - e, n) : set1<typename O::V>(0));
+    }
+  }
+}
+
 // c[i][j] (+)= sum over k of x[i][k] * panel[k][j], for Rows rows of x.
 template <class T, int Rows>
 __attribute__((noinline)) void tile(const typename operands_t<T>::X* x, int64_t ldx, int64_t k,
@@ -134,7 +150,11 @@ FUSEDOPS_INLINE void panels(const LinearArgs& a, void* scratch, int64_t begin, i
     const int64_t cols = at_most(columns, end - col);
     for (int64_t b = 0; b < blocks; b++) {
       const int64_t k0 = b * block, k = at_most(block, a.k - k0);
-      transpose_panel<T>(static_cast<const T*>(a.w) + col * a.ldw + k0, a.ldw, cols, k, panel);
+      const T* w = static_cast<const T*>(a.w);
+      if (a.w_by_k)
+        copy_panel<T>(w + k0 * a.ldw + col, a.ldw, cols, k, panel);
+      else
+        transpose_panel<T>(w + col * a.ldw + k0, a.ldw, cols, k, panel);
       for (int64_t t = 0; t < tiles; t++) {
         const int64_t row = t * a.m / tiles, rows = (t + 1) * a.m / tiles - row;
         compute_t<T>* c = blocks == 1 ? sums : sums + row * columns;
