@@ -288,6 +288,15 @@ def op_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
         "linear-no-bias": ("linear", (*leaves[:2], None)),
         "linear-vector": ("linear", (*vector,)),
         "linear-permuted": ("linear", (a(2, 3, 5).permute(1, 2, 0), a(4, 2), None)),
+        "linear_backward": ("linear_backward", (a(2, 5), a(2, 3), a(5, 3), True)),
+        "linear_backward-recorded": (
+            "linear_backward",
+            (a(2, 5).requires_grad_(), a(2, 3).requires_grad_(), a(5, 3).requires_grad_(), True),
+        ),
+        "linear_backward-input": ("linear_backward", (a(2, 5), None, a(5, 3), False)),
+        "linear_backward-weight": ("linear_backward", (a(5), a(3), None, False)),
+        "linear_backward-bias": ("linear_backward", (a(2, 5), None, None, True)),
+        "linear_backward_nograd": ("linear_backward_nograd", (a(2, 5), a(2, 3), a(5, 3), True)),
         "linear_nograd": ("linear_nograd", (*plain,)),
         "linear_nograd-empty": ("linear_nograd", (a(0, 3), *plain[1:])),
     }

@@ -90,13 +90,13 @@ FUSEDOPS_INLINE void total(const PreactArgs& a, int64_t begin, int64_t end) {
 
 }  // namespace
 
-#define PREACT(T)                                                                             \
-  void preact_grad_##T(const PreactArgs& a, int64_t row, int64_t row_end, int64_t col,        \
-                       int64_t end) {                                                         \
-    grad<T>(a, row, row_end, col, end);                                                       \
-  }                                                                                           \
-  void preact_total_##T(const PreactArgs& a, int64_t begin, int64_t end) {                    \
-    total<T>(a, begin, end);                                                                  \
+#define PREACT(T)                                                                      \
+  void preact_grad_##T(const PreactArgs& a, int64_t row, int64_t row_end, int64_t col, \
+                       int64_t end) {                                                  \
+    grad<T>(a, row, row_end, col, end);                                                \
+  }                                                                                    \
+  void preact_total_##T(const PreactArgs& a, int64_t begin, int64_t end) {             \
+    total<T>(a, begin, end);                                                           \
   }
 PREACT(f32)
 PREACT(f16)

@@ -18,10 +18,16 @@ namespace {
 using MaybeTensor = std::optional<Tensor>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
-enum class Product { input_gradient, weight_gradient };
-
-// Whether the engine computes y [m][n], a sum over k, or PyTorch.
-bool by_engine(Product, int64_t, int64_t, int64_t, DType) { return true; }
+// Who multiplies; docs/design.md has the figures. Gradients of input are the engine's: it is ahead
+// everywhere. So it is in those of weight but for few rows, where the sums are short and storing
+// them is most of the work: in bf16 where PyTorch has an instruction for it, as the engine then.
+bool engine_multiplies_for_weight(int64_t rows, DType type) {
+  if (type == DType::f16) return true;
+  if (type != DType::bf16) return rows >= 2;
+  LinearShape shape = {};
+  kernels().linear_shape_bf16({}, shape);
+  return shape.widen_x || rows >= 512;
+}
 
 void check_type(const char* op, const char* what, const View& v, const View& grad) {
   if (v.type != grad.type)
@@ -129,7 +135,8 @@ void run_preact(const char* op, PreactArgs a, DType type) {
   const Memory sums = allocate(op, a.total ? blocks * a.n * compute : 0);
   if (a.total) a.sums = sums.get();
   const int64_t rows = std::min(a.rows, kPreactRows);
-  const int64_t grain = pieces(type == DType::f64 ? 256 : 8192, std::max<int64_t>(1, rows) * columns);
+  const int64_t grain =
+      pieces(type == DType::f64 ? 256 : 8192, std::max<int64_t>(1, rows) * columns);
   parallel_for(blocks * across, grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; task++) {
       const int64_t row = task / across * kPreactRows, col = task % across * columns;
@@ -176,8 +183,7 @@ Gradients backward(const char* op, Activation act, const Tensor& grad, const May
                                              : 0;
   int64_t m = 1;
   for (int64_t d = 0; d + 1 < g.rank(); d++) m *= g.size(d);
-  const bool own_dx = by_engine(Product::input_gradient, m, k, n, type);
-  const bool own_dw = by_engine(Product::weight_gradient, n, k, m, type);
+  const bool own_dw = engine_multiplies_for_weight(m, type);
 
   const Rows dy(grad);
   PreactArgs a = {};
@@ -201,15 +207,12 @@ Gradients backward(const char* op, Activation act, const Tensor& grad, const May
   Tensor db = fresh(op, grad, {bias ? n : 0});
   if (bias) a.total = db.data_ptr();
   if (a.dz || a.transposed || a.total) run_preact(op, a, type);
-  if (!z && ((weight && !own_dx) || (input && !own_dw))) dz = torch::stable::reshape(grad, {m, n});
+  if (!z && input && !own_dw) dz = torch::stable::reshape(grad, {m, n});
 
   std::vector<int64_t> shape(g.sizes.begin(), g.sizes.end());
   shape.back() = k;
   Tensor dx = fresh(op, grad, weight ? shape : std::vector<int64_t>{0});
-  if (weight && own_dx)
-    engine_matmul(z ? a.dz : a.dy, z ? n : a.lddy, Rows(*weight), dx, m, k, n, type);
-  else if (weight)
-    torch_matmul(*dz, *weight, torch::stable::view(dx, {m, k}));
+  if (weight) engine_matmul(z ? a.dz : a.dy, z ? n : a.lddy, Rows(*weight), dx, m, k, n, type);
   Tensor dw = fresh(op, grad, input ? std::vector<int64_t>{n, k} : std::vector<int64_t>{0});
   if (input && own_dw)
     engine_matmul(a.transposed, a.ldt, Rows(*input), dw, n, k, m, type);

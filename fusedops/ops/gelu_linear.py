@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from fusedops import _library, reference
-from fusedops._library import is_plain, is_transformed, ops
+from fusedops._library import is_plain, is_recorded_alone, is_transformed, ops
 from fusedops.ops.gelu import require_approximate
 from fusedops.ops.linear import (
     autocast,
     backward_formula,
+    factors,
     fake_backward,
-    keep_factors,
     require,
     wanted,
 )
@@ -68,6 +68,10 @@ def gelu_linear(
         return out
     if is_plain(input, weight, bias):
         return ops.gelu_linear_nograd(input, weight, bias, approximate)
+    if is_recorded_alone():
+        if save == "preact":
+            return _apply_preact(input, weight, bias, approximate)[0]
+        return _apply(input, weight, bias, approximate)
     if is_transformed():
         return _formula(input, weight, bias, approximate)
     recorded = torch.is_grad_enabled() and any(
@@ -104,25 +108,23 @@ def _out_formula(
     out.copy_(result)
 
 
+# forward takes ctx: with a setup_context, which only torch.func needs, each call would cost more.
 class _KeepNothing(torch.autograd.Function):
     @staticmethod
-    def forward(input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str
+    ) -> Tensor:
+        ctx.approximate = approximate
+        ctx.save_for_backward(input, weight, bias)
         return ops.gelu_linear_nograd(input, weight, bias, approximate)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.approximate = inputs
-        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, bias = ctx.saved_tensors
         needed = ctx.needs_input_grad
         z = ops.linear(input, weight, bias)
-        x, w = input if needed[1] else None, weight if needed[0] else None
-        plain = is_plain(grad, z)
-        run = ops.gelu_linear_backward_nograd if plain else ops.gelu_linear_backward
-        return *wanted(run(grad, x, w, z, ctx.approximate, needed[2]), needed), None
+        found = _backward(grad, *factors(needed, input, weight), z, ctx.approximate, needed[2])
+        return *wanted(needed, found), None
 
 
 class _KeepPreactivation(torch.autograd.Function):
@@ -130,30 +132,39 @@ class _KeepPreactivation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str
     ) -> tuple[Tensor, Tensor]:
-        return ops.gelu_linear_preact_nograd(input, weight, bias, approximate)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.approximate = inputs[3]
-        ctx.save_for_backward(*keep_factors(ctx, *inputs[:2]), output[1])
+        y, z = ops.gelu_linear_preact_nograd(input, weight, bias, approximate)
+        ctx.approximate = approximate
+        ctx.save_for_backward(*factors(ctx.needs_input_grad, input, weight), z)
         ctx.set_materialize_grads(False)
+        return y, z
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None) -> tuple[Tensor | None, ...]:
         input, weight, z = ctx.saved_tensors
         needed = ctx.needs_input_grad
         if grad_z is None and grad is not None:
-            plain = is_plain(grad, input, weight, z)
-            run = ops.gelu_linear_backward_nograd if plain else ops.gelu_linear_backward
-            found = run(grad, input, weight, z, ctx.approximate, needed[2])
-            return *wanted(found, needed), None
+            found = _backward(grad, input, weight, z, ctx.approximate, needed[2])
+            return *wanted(needed, found), None
         if grad is not None:
             grad_z = ops.gelu_backward(grad, z, ctx.approximate) + grad_z
         if grad_z is None:
             return None, None, None, None
-        return *wanted(ops.linear_backward(grad_z, input, weight, needed[2]), needed), None
+        return *wanted(needed, ops.linear_backward(grad_z, input, weight, needed[2])), None
+
+
+def _backward(
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    z: Tensor,
+    approximate: str,
+    bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if is_plain(grad, input, weight, z):
+        return ops.gelu_linear_backward_nograd(grad, input, weight, z, approximate, bias)
+    return ops.gelu_linear_backward(grad, input, weight, z, approximate, bias)
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
@@ -216,20 +227,20 @@ for _name, _shape, _composed in (
     ("gelu_linear_preact", _fake_preact, _formula_preact),
     ("gelu_linear_preact_nograd", _fake_preact, _formula_preact),
     ("gelu_linear_out", _fake_written, _out_formula),
+    ("gelu_linear_backward", _fake_backward, _backward_formula),
+    ("gelu_linear_backward_nograd", _fake_backward, _backward_formula),
+    ("gelu_linear_dz", _fake_dz, _dz_formula),
+    ("gelu_linear_dz_nograd", _fake_dz, _dz_formula),
 ):
     _library.register_fake(_name, _shape)
     _library.register_fallback(_name, _composed)
-for _name, _shape, _composed in (
-    ("gelu_linear_backward", _fake_backward, _backward_formula),
-    ("gelu_linear_dz", _fake_dz, _dz_formula),
-):
-    for _twin in (_name, f"{_name}_nograd"):
-        _library.register_fake(_twin, _shape)
-        _library.register_fallback(_twin, _composed)
-    _kernel = getattr(ops, f"{_name}_nograd")
-    _library.register_autograd(_name, _composed, _kernel, _composed)
 _library.register_write("gelu_linear_out")
 _library.register_autograd("gelu_linear", _apply, ops.gelu_linear_nograd, _formula)
 _library.register_autograd(
     "gelu_linear_preact", _apply_preact, ops.gelu_linear_preact_nograd, _formula_preact
 )
+# The formulas are made of operations that differentiate.
+_library.register_autograd(
+    "gelu_linear_backward", _backward_formula, ops.gelu_linear_backward_nograd, _backward_formula
+)
+_library.register_autograd("gelu_linear_dz", _dz_formula, ops.gelu_linear_dz_nograd, _dz_formula)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusedops import _library, reference
-from fusedops._library import DTYPE_NAMES, is_plain, is_transformed, ops
+from fusedops._library import DTYPE_NAMES, is_plain, is_recorded_alone, is_transformed, ops
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -37,6 +37,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     input, weight, bias = autocast(input, weight, bias)
     if is_plain(input, weight, bias):
         return ops.linear_nograd(input, weight, bias)
+    if is_recorded_alone():
+        return _apply(input, weight, bias)
     if is_transformed():
         return _formula(input, weight, bias)
     return ops.linear(input, weight, bias)
@@ -54,19 +56,19 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     )
 
 
-def keep_factors(
-    ctx: Any, input: Tensor, weight: Tensor
+def factors(
+    needed: tuple[bool, ...], input: Tensor, weight: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What a backward needs of the two: input for weight's gradient, weight for input's."""
-    to_input, to_weight = ctx.needs_input_grad[:2]
-    return input if to_weight else None, weight if to_input else None
+    """What backward takes of the two: input for weight's gradient, weight for input's."""
+    return input if needed[1] else None, weight if needed[0] else None
 
 
 def wanted(
-    gradients: tuple[Tensor, Tensor, Tensor], needed: tuple[bool, ...]
-) -> tuple[Tensor | None, ...]:
-    """The gradients of input, weight and bias, with None for the empty ones nobody asked for."""
-    return tuple(g if need else None for g, need in zip(gradients, needed, strict=False))
+    needed: tuple[bool, ...], gradients: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of input, weight and bias; None for the empty ones that nobody asked for."""
+    dx, dw, db = gradients
+    return dx if needed[0] else None, dw if needed[1] else None, db if needed[2] else None
 
 
 def require(op: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -101,21 +103,19 @@ def _formula(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return reference.linear(input, weight, bias)
 
 
+# forward takes ctx: with a setup_context, which only torch.func needs, each call would cost more.
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*factors(ctx.needs_input_grad, input, weight))
         return ops.linear_nograd(input, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*keep_factors(ctx, *inputs[:2]))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         run = ops.linear_backward_nograd if is_plain(grad, input, weight) else ops.linear_backward
         needed = ctx.needs_input_grad
-        return wanted(run(grad, input, weight, needed[2]), needed)
+        return wanted(needed, run(grad, input, weight, needed[2]))
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
