@@ -175,6 +175,18 @@ def test_nan_and_infinity(rows: int, dtype: str, approximate: str, isa: str) -> 
         assert actual.isfinite().any()
 
 
+# An odd number of rows of the weight: pairs of bf16 have half a pair left.
+@each_dtype
+@pytest.mark.parametrize("n", [1, 33])
+def test_what_lies_behind_the_weight_does_not_matter(n: int, dtype: str, isa: str) -> None:
+    grad, x, w, _ = layer(7, n, 18, dtype=DTYPES[dtype])
+    more = torch.full((n + 4, 18), math.nan, dtype=DTYPES[dtype])
+    more[:n] = w
+    expected = ops.linear_backward(grad, x, w, False)
+    assert_same_bits(ops.linear_backward(grad, x, more[:n], False)[0], expected[0])
+    assert not expected[0].isnan().any()
+
+
 # --- threads, views -------------------------------------------------------------------------------
 
 

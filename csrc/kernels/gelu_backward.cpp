@@ -46,7 +46,7 @@ FUSEDOPS_INLINE Vec<compute_t<T>> square(const PreactArgs& a, Act act, int64_t r
     T* to = static_cast<T*>(a.transposed) + col * a.ldt + row;
 #pragma GCC unroll 16
     for (int i = 0; i < V::N; i++)
-      if (i < cols) put(to + i * a.ldt, r[i], rows);
+      if (i < cols) store(to + i * a.ldt, r[i]);
   }
   return sums;
 }

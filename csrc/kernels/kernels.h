@@ -58,7 +58,7 @@ struct LinearArgs {
 };
 
 // dz = dy * act'(z) over rows of n elements, and its sums over the rows. dz and its transpose are
-// written where they are not null.
+// written where they are not null; rows of the transpose have room for a vector behind them.
 struct PreactArgs {
   const void *dy, *z;
   void *dz, *transposed;
