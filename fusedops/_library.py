@@ -53,6 +53,15 @@ def is_plain(*tensors: Tensor | None) -> bool:
     return True
 
 
+def is_recorded_alone() -> bool:
+    """Whether a call that is not plain is one that autograd records, and nothing else follows.
+
+    Then a public function applies its ``autograd.Function`` itself: the way through the op's
+    Autograd kernel costs as much as a small kernel.
+    """
+    return not (_is_compiling() or _transform_level() is not None or forward_ad._current_level >= 0)
+
+
 def is_ordinary(target: Tensor) -> bool:
     """Whether a kernel may write target with no more ado than ``count_write``."""
     return not (target.is_inference() or target.is_neg())

@@ -180,10 +180,38 @@ def quantized_cases() -> Iterator[Case]:
         yield f"quantized {kind} {dtype} m={m} n={n} k={k}", call, [x, w, scale, bias]
 
 
+def backward_cases() -> Iterator[Case]:
+    variants = itertools.cycle(("none", "tanh", "quick"))
+    shapes = itertools.product((1, 2, 7, 17, 65, 130), (1, 7, 17, 33, 258), (1, 3, 16, 49))
+    for dtype, (m, n, k) in itertools.product(DTYPES, [*shapes, (520, 33, 17), (2, 2, 1100)]):
+        gap = 0 if (m + n + k) % 2 else 3
+        grad, z = rows((m, n), dtype, gap), rows((m, n), dtype, 3 - gap)
+        x, w = rows((m, k), dtype, gap), rows((n, k), dtype, 3 - gap)
+        name = f"linear backward {dtype} m={m} n={n} k={k} gap={gap}"
+
+        def linear(grad: Tensor, x: Tensor, w: Tensor) -> Tensor:
+            return flat(ops.linear_backward(grad, x, w, True))
+
+        def gelu_linear(grad: Tensor, x: Tensor, w: Tensor, z: Tensor, v: str) -> Tensor:
+            found = ops.gelu_linear_backward(grad, x, w, z, v, True)
+            return flat((*found, *ops.gelu_linear_dz(grad, z, v)))
+
+        variant = next(variants)
+        yield name, linear, [grad, x, w]
+        yield f"gelu_{name}", lambda *a, v=variant: gelu_linear(*a, v), [grad, x, w, z]
+
+
+def flat(results: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([t.reshape(-1) for t in results])
+
+
 def run_all() -> None:
     """Every case at both guards; the last line names the one that failed."""
     torch.manual_seed(0)
-    cases = (rope_cases(), gelu_cases(), linear_cases(), packed_cases(), quantized_cases())
+    cases = (
+        *(rope_cases(), gelu_cases(), linear_cases(), packed_cases()),
+        *(backward_cases(), quantized_cases()),
+    )
     for name, call, tensors in itertools.chain(*cases):
         copies = [None if t is None else t.clone() for t in tensors]
         expected = call(*copies)

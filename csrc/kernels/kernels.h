@@ -56,7 +56,21 @@ struct LinearArgs {
   int64_t ldx, ldw, ldy, ldz;
   Activation act;
   bool deterministic;  // a row's bits depend on nothing but the row, w, bias and the ISA
+  bool w_by_k;         // w is [k][n]; taken by linear_panels alone, not packed
 };
+
+// dz = dy * act'(z) over rows of n elements, and its sums over the rows. dz and its transpose are
+// written where they are not null; rows of the transpose have room for a vector behind them.
+struct PreactArgs {
+  const void *dy, *z;
+  void *dz, *transposed;
+  void* sums;   // in the compute type: [blocks of kPreactRows rows][n]
+  void* total;  // [n]
+  int64_t rows, n;
+  int64_t lddy, ldz, lddz, ldt;
+  Activation act;
+};
+constexpr int64_t kPreactRows = 64;  // fixed: a sum has the same bits on any number of threads
 
 // Limit probes: passes over 64-byte aligned buffers in blocks of kProbeBlock
 // bytes, or rounds of multiply-adds on registers.

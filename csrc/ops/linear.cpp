@@ -10,9 +10,7 @@
 #include "../parallel.h"
 
 namespace fusedops {
-namespace {
 
-// Elements from one row of the last dimension to the next, if one stride leads through all rows.
 bool rows_of(const View& v, int64_t& stride) {
   if (v.size(-1) > 1 && v.stride(-1) != 1) return false;
   stride = v.size(-1);
@@ -33,6 +31,24 @@ Tensor in_rows(const Tensor& t) {
   const View v(t);
   return v.numel == 0 || rows_of(v, stride) ? t : torch::stable::contiguous(t);
 }
+
+Tensor fresh(const char* op, const Tensor& like, const std::vector<int64_t>& shape) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t d = shape.size() - 1; d > 0; d--)
+    strides[d - 1] = strides[d] * std::max<int64_t>(1, shape[d]);
+  const int64_t numel = shape[0] * strides[0];
+  int32_t dtype = 0;
+  aoti_torch_get_dtype(like.get(), &dtype);
+  AtenTensorHandle handle;
+  if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                               dtype, aoti_torch_device_type_cpu(), 0, &handle) != 0)
+    fail(op, "memory for the result must be available but got ", numel, " elements refused");
+  Tensor y(handle);
+  advise_huge_pages(y.data_ptr(), numel * size_of(floating(op, "like", View(like))));
+  return y;
+}
+
+namespace {
 
 // What a weight [n, k] of this type asks of the others.
 void check(const char* op, const Tensor& input, torch::headeronly::ScalarType type, int64_t n,
@@ -102,21 +118,7 @@ void LinearCall::take(const Tensor& input, const std::optional<Tensor>& bias) {
   if (args.k > 0) rows_of(x, args.ldx);
 }
 
-Tensor LinearCall::fresh_output() const {
-  std::vector<int64_t> strides(shape.size(), 1);
-  for (size_t d = shape.size() - 1; d > 0; d--)
-    strides[d - 1] = strides[d] * std::max<int64_t>(1, shape[d]);
-  int32_t dtype = 0;
-  aoti_torch_get_dtype(input_.get(), &dtype);
-  AtenTensorHandle handle;
-  if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-                               dtype, aoti_torch_device_type_cpu(), 0, &handle) != 0)
-    fail(op, "memory for the result must be available but got ", args.m * args.n,
-         " elements refused");
-  Tensor y(handle);
-  advise_huge_pages(y.data_ptr(), args.m * args.n * size_of(type));
-  return y;
-}
+Tensor LinearCall::fresh_output() const { return fresh(op, input_, shape); }
 
 void LinearCall::run(Activation act, const View& y, const View* z) const {
   LinearArgs a = args;
@@ -349,7 +351,7 @@ LinearSchedule schedule(const LinearArgs& a, DType type, int threads) {
   if (a.m == 0 || a.n == 0) return s;  // nothing to cut
   s.element = size_of(type);
   // The one choice that changes a row's bits: within a family its sums depend on the row alone.
-  const bool dots = !a.packed && !a.deterministic && a.m <= s.shape.few_rows;
+  const bool dots = !a.packed && !a.w_by_k && !a.deterministic && a.m <= s.shape.few_rows;
   const int64_t row_bytes = std::max<int64_t>(1, s.shape.row_bytes);
   const int64_t most = std::max(kRowsBytes / row_bytes / kLeastRows, int64_t{1}) * kLeastRows;
   s.rows = dots ? a.m : pieces(a.m, pieces(a.m, most));

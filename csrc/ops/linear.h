@@ -10,6 +10,13 @@
 
 namespace fusedops {
 
+// Elements from one row of the last dimension to the next, if one stride leads through all rows.
+bool rows_of(const View& v, int64_t& stride);
+Tensor in_rows(const Tensor& t);  // t itself if it has such rows, else a contiguous copy
+
+// A contiguous tensor of like's dtype; pages of a large one are asked to be huge.
+Tensor fresh(const char* op, const Tensor& like, const std::vector<int64_t>& shape);
+
 // A weight as linear_pack wrote it: a header of 64 bytes, then the panels. All that the kernels'
 // layout depends on stands in the header and is checked before the panels are read.
 struct PackedWeight {

@@ -370,6 +370,11 @@ FUSEDOPS_INLINE Vf load_pairs_n(const bf16* p, int n) {
   const __mmask32 m = static_cast<__mmask32>((uint64_t{1} << n) - 1);
   return {_mm512_castsi512_ps(_mm512_maskz_loadu_epi16(m, p))};
 }
+// The pairs (a[i], b[i]) of widened bf16.
+FUSEDOPS_INLINE Vf pair_up(Vf a, Vf b) {
+  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(a.v), 16);
+  return {_mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(b.v)))};
+}
 // acc[i] += a[2i] * b[2i] + a[2i+1] * b[2i+1]
 FUSEDOPS_INLINE Vf dot_pairs(Vf acc, Vf a, Vf b) {
   return {

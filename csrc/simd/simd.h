@@ -33,7 +33,7 @@
 //   kVectorRegisters    that an instruction can name: 16 or 32
 //   kBf16Dot            whether there is a dot product of bf16 pairs, in Vec<float> lanes that hold
 //                       two bf16 each: load_pairs(p), load_pairs_n(p, n) (2N and the first n
-//                       elements), dot_pairs(acc, a, b). It takes subnormals as 0.
+//                       elements), pair_up(a, b) (of widened lanes), dot_pairs(acc, a, b). It takes subnormals as 0.
 //   prefetch(p), prefetch_far(p), prefetch_to_write(p)  hints, any address: into the first cache,
 //                       the second, and to be overwritten
 //   copy_string(to, from, n)  n bytes by the CPU's own copy instruction, else by memcpy

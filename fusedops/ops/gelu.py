@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusedops import _library, reference
-from fusedops._library import is_plain, is_transformed, ops
+from fusedops._library import is_plain, is_recorded_alone, is_transformed, ops
 
 
 def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
@@ -38,6 +38,8 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
     """
     if is_plain(x):
         return ops.gelu_nograd(x, approximate)
+    if is_recorded_alone():
+        return _apply(x, approximate)
     if is_transformed():
         return _formula(x, approximate)
     return ops.gelu(x, approximate)
@@ -47,32 +49,29 @@ def _formula(x: Tensor, approximate: str) -> Tensor:
     return reference.gelu(x, approximate=approximate)
 
 
+# forward takes ctx: with a setup_context, which only torch.func needs, each call would cost more.
 class _Gelu(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, approximate: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, approximate: str) -> Tensor:
+        ctx.approximate = approximate
+        ctx.save_for_backward(x)
         return ops.gelu_nograd(x, approximate)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, ctx.approximate = inputs
-        ctx.save_for_backward(x)
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ops.gelu_backward(grad, *ctx.saved_tensors, ctx.approximate), None
+        (x,) = ctx.saved_tensors
+        run = ops.gelu_backward_nograd if is_plain(grad, x) else ops.gelu_backward
+        return run(grad, x, ctx.approximate), None
 
 
 class _Backward(torch.autograd.Function):
     """``grad * act'(x)`` by ``fusedops::name``, gelu_backward or activation_backward."""
 
     @staticmethod
-    def forward(grad: Tensor, x: Tensor, variant: str, name: str) -> Tensor:
-        return getattr(ops, f"{name}_nograd")(grad, x, variant)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        grad, x, ctx.variant, ctx.name = inputs
+    def forward(ctx: Any, grad: Tensor, x: Tensor, variant: str, name: str) -> Tensor:
+        ctx.variant, ctx.name = variant, name
         ctx.save_for_backward(grad, x)
+        return getattr(ops, f"{name}_nograd")(grad, x, variant)
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:

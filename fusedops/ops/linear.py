@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusedops import _library, reference
-from fusedops._library import DTYPE_NAMES, is_plain, is_transformed, ops
+from fusedops._library import DTYPE_NAMES, is_plain, is_recorded_alone, is_transformed, ops
 from fusedops.ops import packed
 from fusedops.ops.packed import PackedLinear
 
@@ -60,6 +60,8 @@ def linear(
         return _activated(input, weight, bias, activation)
     if is_plain(input, weight, bias):
         return ops.linear_nograd(input, weight, bias)
+    if is_recorded_alone():
+        return _apply(input, weight, bias)
     if is_transformed():
         return _formula(input, weight, bias)
     return ops.linear(input, weight, bias)
@@ -97,16 +99,19 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     )
 
 
-def gradients(
-    grad: Tensor, input: Tensor, weight: Tensor, needed: tuple[bool, ...]
+def factors(
+    needed: tuple[bool, ...], input: Tensor, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """What backward takes of the two: input for weight's gradient, weight for input's."""
+    return input if needed[1] else None, weight if needed[0] else None
+
+
+def wanted(
+    needed: tuple[bool, ...], gradients: tuple[Tensor, Tensor, Tensor]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of input, weight and bias for the gradient of ``linear``'s result."""
-    count = math.prod(grad.shape[:-1])  # not -1, which means nothing where N or K is 0
-    rows = grad.reshape(count, weight.shape[0])
-    to_input = grad.matmul(weight) if needed[0] else None
-    to_weight = rows.t().mm(input.reshape(count, weight.shape[1])) if needed[1] else None
-    to_bias = rows.sum(0) if needed[2] else None
-    return to_input, to_weight, to_bias
+    """The gradients of input, weight and bias; None for the empty ones that nobody asked for."""
+    dx, dw, db = gradients
+    return dx if needed[0] else None, dw if needed[1] else None, db if needed[2] else None
 
 
 def require(op: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -141,25 +146,50 @@ def _formula(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return reference.linear(input, weight, bias)
 
 
+# forward takes ctx: with a setup_context, which only torch.func needs, each call would cost more.
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*factors(ctx.needs_input_grad, input, weight))
         return ops.linear_nograd(input, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        input, weight, _ = inputs
-        ctx.save_for_backward(input, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        return gradients(grad, input, weight, ctx.needs_input_grad)
+        run = ops.linear_backward_nograd if is_plain(grad, input, weight) else ops.linear_backward
+        needed = ctx.needs_input_grad
+        return wanted(needed, run(grad, input, weight, needed[2]))
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     require("linear", input, weight, bias)
     return input.new_empty((*input.shape[:-1], weight.shape[0]))
+
+
+def backward_formula(
+    grad: Tensor, input: Tensor | None, weight: Tensor | None, bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``linear_backward`` by PyTorch operations, which differentiate."""
+    count = math.prod(grad.shape[:-1])  # not -1, which means nothing where N or K is 0
+    rows = grad.reshape(count, grad.shape[-1])
+    none = grad.new_empty(0)
+    return (
+        none if weight is None else grad.matmul(weight),
+        none if input is None else rows.t().mm(input.reshape(count, input.shape[-1])),
+        rows.sum(0) if bias else none,
+    )
+
+
+def fake_backward(
+    grad: Tensor, input: Tensor | None, weight: Tensor | None, bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The shapes of ``linear_backward``."""
+    n = grad.shape[-1]
+    return (
+        grad.new_empty(0 if weight is None else (*grad.shape[:-1], weight.shape[1])),
+        grad.new_empty(0 if input is None else (n, input.shape[-1])),
+        grad.new_empty(n if bias else 0),
+    )
 
 
 def _apply(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -170,3 +200,9 @@ for _name in ("linear", "linear_nograd"):
     _library.register_fake(_name, _fake)
     _library.register_fallback(_name, _formula)
 _library.register_autograd("linear", _apply, ops.linear_nograd, _formula)
+for _name in ("linear_backward", "linear_backward_nograd"):
+    _library.register_fake(_name, fake_backward)
+    _library.register_fallback(_name, backward_formula)
+_library.register_autograd(
+    "linear_backward", backward_formula, ops.linear_backward_nograd, backward_formula
+)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fusedops import _library, reference
 from fusedops._library import ops
-from fusedops.ops.linear import gradients, require
+from fusedops.ops.linear import factors, require, wanted
 
 
 def _formula(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
@@ -23,6 +23,13 @@ def _formula_preact(
     require("linear", input, weight, bias)
     z = reference.linear(input, weight, bias)
     return reference.activate(z, activation), z
+
+
+def _gradients(
+    needed: tuple[bool, ...], grad_z: Tensor, input: Tensor, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    found = ops.linear_backward(grad_z, *factors(needed, input, weight), needed[2])
+    return wanted(needed, found)
 
 
 class _KeepNothing(torch.autograd.Function):
@@ -40,7 +47,7 @@ class _KeepNothing(torch.autograd.Function):
         input, weight, bias = ctx.saved_tensors
         z = ops.linear(input, weight, bias)
         grad = ops.activation_backward(grad, z, ctx.activation)
-        return *gradients(grad, input, weight, ctx.needs_input_grad), None
+        return *_gradients(ctx.needs_input_grad, grad, input, weight), None
 
 
 class _KeepPreactivation(torch.autograd.Function):
@@ -66,7 +73,7 @@ class _KeepPreactivation(torch.autograd.Function):
             grad_z = through if grad_z is None else through + grad_z
         if grad_z is None:
             return None, None, None, None
-        return *gradients(grad_z, input, weight, ctx.needs_input_grad), None
+        return *_gradients(ctx.needs_input_grad, grad_z, input, weight), None
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:

@@ -137,6 +137,7 @@ SPECS: Mapping[str, OpSpec] = {
             home="gelu_linear",
             schemas=(
                 *("gelu_linear", "gelu_linear_preact", "gelu_linear_out"),
+                *("gelu_linear_backward", "gelu_linear_dz"),
                 *("gelu_linear_packed", "gelu_linear_packed_out"),
             ),
             reference=reference.gelu_linear,
@@ -151,12 +152,9 @@ SPECS: Mapping[str, OpSpec] = {
             name="linear",
             home="linear",
             schemas=(
-                "linear",
-                "linear_activation",
-                "linear_activation_preact",
-                "linear_pack",
-                "linear_packed",
-                "linear_packed_out",
+                *("linear", "linear_backward"),
+                *("linear_activation", "linear_activation_preact"),
+                *("linear_pack", "linear_packed", "linear_packed_out"),
             ),
             reference=reference.linear,
             error_bound=linear_bound,

@@ -21,6 +21,10 @@ struct Operands {
   FUSEDOPS_INLINE V load_n(const S* p, int n) {
     return FUSEDOPS_ISA::load_n<V>(p, n);
   }
+  // One step of n columns of a w by k, of which k are left; lanes past n are 0.
+  FUSEDOPS_INLINE V load_across(const T* p, int64_t, int64_t, int n) {
+    return n == V::N ? FUSEDOPS_ISA::load<V>(p) : FUSEDOPS_ISA::load_n<V>(p, n);
+  }
   FUSEDOPS_INLINE V multiply_add(V a, V b, V acc) { return mul_add(a, b, acc); }
 };
 
@@ -34,6 +38,13 @@ struct Operands<T, true> {
 
   FUSEDOPS_INLINE V load(const T* p) { return load_pairs(p); }
   FUSEDOPS_INLINE V load_n(const T* p, int n) { return load_pairs_n(p, n); }
+  // The same: rows p and p + ldw, the second of which is 0 where one k is left.
+  FUSEDOPS_INLINE V load_across(const T* p, int64_t ldw, int64_t k, int n) {
+    const V low = n == V::N ? FUSEDOPS_ISA::load<V>(p) : FUSEDOPS_ISA::load_n<V>(p, n);
+    const T* q = p + ldw;
+    if (k == 1) return pair_up(low, set1<V>(0));
+    return pair_up(low, n == V::N ? FUSEDOPS_ISA::load<V>(q) : FUSEDOPS_ISA::load_n<V>(q, n));
+  }
   FUSEDOPS_INLINE V multiply_add(V a, V b, V acc) { return dot_pairs(acc, a, b); }
 };
 

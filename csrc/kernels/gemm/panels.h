@@ -48,6 +48,22 @@ __attribute__((noinline)) void transpose_panel(const T* w, int64_t ldw, int64_t 
     }
 }
 
+// The same panel of a w by k.
+template <class T>
+__attribute__((noinline)) void copy_panel(const T* w, int64_t ldw, int64_t cols, int64_t k,
+                                          compute_t<T>* panel) {
+  using O = operands_t<T>;
+  constexpr int64_t N = O::V::N, ahead = 8;  // rows: each is another page
+  for (int64_t e = 0; e < k; e += O::kStep, panel += kPanelColumns<T>) {
+    const T* row = w + e * ldw;
+    for (int64_t j = 0; j < kPanelColumns<T>; j += N) {
+      const int n = static_cast<int>(at_most(cols - j, N));
+      for (int i = 0; i < O::kStep; i++) prefetch(row + j + (ahead * O::kStep + i) * ldw);
+      store(panel + j, n > 0 ? O::load_across(row + j, ldw, k - e, n) : set1<typename O::V>(0));
+    }
+  }
+}
+
 // Blocks of k: at least one, for an empty sum is a result too.
 template <class T>
 FUSEDOPS_INLINE int64_t k_blocks(int64_t k) {
@@ -146,12 +162,18 @@ FUSEDOPS_INLINE void panels(const LinearArgs& a, const LinearPart& part) {
                        cols);
         continue;
       }
-      const T* w = static_cast<const T*>(a.w) + col * a.ldw + k0;
-      transpose_panel<T>(w, a.ldw, cols, k, panel);
-      const T* next = b + 1 < blocks ? w + block : w - k0 + columns * a.ldw;
-      panel_block<T>(a, part, panel,
-                     {reinterpret_cast<const char*>(next), columns, k * element, a.ldw * element},
-                     k0, k, sums, col, cols);
+      const int64_t by_col = a.w_by_k ? 1 : a.ldw, by_k = a.w_by_k ? a.ldw : 1;
+      const T* w = static_cast<const T*>(a.w) + col * by_col + k0 * by_k;
+      const T* next = b + 1 < blocks ? w + block * by_k : w - k0 * by_k + columns * by_col;
+      NextBlock asked = {reinterpret_cast<const char*>(next), columns, k * element,
+                         a.ldw * element};
+      if (a.w_by_k) {
+        copy_panel<T>(w, a.ldw, cols, k, panel);
+        asked.rows = k, asked.row_bytes = columns * element;
+      } else {
+        transpose_panel<T>(w, a.ldw, cols, k, panel);
+      }
+      panel_block<T>(a, part, panel, asked, k0, k, sums, col, cols);
     }
   }
 }
