@@ -59,7 +59,7 @@ def is_recorded_alone() -> bool:
     Then a public function applies its ``autograd.Function`` itself: the way through the op's
     Autograd kernel costs as much as a small kernel.
     """
-    return not (_is_compiling() or _transform_level() is not None or forward_ad._current_level >= 0)
+    return not (_is_compiling() or transform_level() is not None or forward_ad._current_level >= 0)
 
 
 def is_ordinary(target: Tensor) -> bool:
