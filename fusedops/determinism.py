@@ -21,9 +21,10 @@ class deterministic:
     ``gelu`` and quantized weights not on the batch either.
     Gradients of weight and bias are sums over the batch: their bits depend on it, as anywhere.
 
-    The cost: a few rows pay for the transposition of the weight (docs/ops/gelu_linear.md has a
-    figure); :func:`fusedops.freeze` or :func:`fusedops.pack_linear` saves it. In float32 the error of
-    few rows is that of many: up to 1.3 times PyTorch's, which sums few rows in short chains.
+    The cost: a few rows pay for the transposition of the weight (docs/ops/gelu_linear.md has
+    figures); :func:`fusedops.freeze` or :func:`fusedops.pack_linear` saves it. In float32 the
+    error of few rows becomes that of many: up to 1.3 times PyTorch's, which sums few rows in
+    short chains.
 
     Args:
         mode: on or off.
