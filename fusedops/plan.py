@@ -56,7 +56,8 @@ def gelu_linear(
     """A plan of ``fusedops.gelu_linear(x, weight, bias, approximate=...)`` for one shape of x.
 
     Packs the weight for the ISA in use, which the plan goes on to use whatever ``fusedops.isa.use``
-    chooses later; cuts the work; allocates the work memory. Takes as much memory as the weight.
+    chooses later; cuts the work; allocates the work memory. Takes as much memory as the weight,
+    and its work memory beside it.
 
     Args:
         weight: [N, K], any strides; float32, float16, bfloat16 or float64, on the CPU.

@@ -149,3 +149,13 @@ def test_autocast() -> None:
 def test_meta_tensors_keep_the_shape() -> None:
     x, w = torch.empty(2, 7, 3, device="meta"), torch.empty(4, 3, device="meta")
     assert fusedops.linear(x, w, activation="relu").shape == (2, 7, 4)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("activation", ["relu", "relu2"])
+def test_relu_of_nan_whatever_its_sign(activation: str, sign: float, isa: str) -> None:
+    z = torch.tensor([math.nan, 1.0]).copysign(torch.tensor(sign))
+    z[1] = 1.0
+    dz = torch.ops.fusedops.activation_backward(torch.ones(2), z, activation)
+    assert dz[0].item() == 0 if activation == "relu" else dz[0].isnan()
+    assert dz[1].item() == (1 if activation == "relu" else 2)

@@ -23,7 +23,8 @@ struct Relu {
   }
   template <class V>
   FUSEDOPS_INLINE V grad(V x) {
-    return if_negative(set1<V>(0) - x, set1<V>(1), set1<V>(0));
+    const V zero = set1<V>(0);
+    return if_negative(zero - max(x, zero), set1<V>(1), zero);  // 0 for NaN, as x > 0 says
   }
 };
 struct Relu2 {  // relu(x)^2

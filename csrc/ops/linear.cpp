@@ -36,7 +36,8 @@ Tensor fresh(const char* op, const Tensor& like, const std::vector<int64_t>& sha
   std::vector<int64_t> strides(shape.size(), 1);
   for (size_t d = shape.size() - 1; d > 0; d--)
     strides[d - 1] = strides[d] * std::max<int64_t>(1, shape[d]);
-  const int64_t numel = shape[0] * strides[0];
+  int64_t numel = 1;
+  for (const int64_t n : shape) numel *= n;
   int32_t dtype = 0;
   aoti_torch_get_dtype(like.get(), &dtype);
   AtenTensorHandle handle;
@@ -201,10 +202,18 @@ class Workspace {
     memory_ = static_cast<char*>(
         std::aligned_alloc(static_cast<size_t>(unit), static_cast<size_t>(size)));
     if (!memory_)
-      fail("linear", "memory for the workspace must be available but got ", size, " bytes refused");
+      fail("fusedops", "memory for the workspace must be available but got ", size,
+           " bytes refused");
     advise_huge_pages(memory_, size);
     bytes_ = size;
     return memory_;
+  }
+  // Gives back what only an unusual call needs.
+  void trim() {
+    constexpr int64_t most = int64_t{64} << 20;
+    if (bytes_ <= most) return;
+    std::free(memory_);
+    memory_ = nullptr, bytes_ = 0;
   }
 
  private:
@@ -219,13 +228,14 @@ int64_t worker_count(const LinearArgs& a, int threads) {
   return std::clamp<int64_t>(work / per_thread, 1, threads);
 }
 
-constexpr int64_t kDotChunk = 64;         // rows whose sums stay in the first cache
-constexpr int64_t kPrivateRows = 32;      // so few each worker packs for itself: nobody waits
-constexpr int64_t kRowsBytes = 16 << 20;  // of packed x at once
-constexpr int64_t kChunkBytes = 4 << 20;  // of packed x that pass by one panel after the other
-constexpr int64_t kChunkRows = 1024;      // whose sums stay in the second cache between blocks of k
-constexpr int64_t kPanelsTogether = 8;    // of a task that has few rows
-constexpr int64_t kLeastRows = 128;       // worth a panel
+constexpr int64_t kDotChunk = 64;             // rows whose sums stay in the first cache
+constexpr int64_t kPrivateRows = 32;          // so few each worker packs for itself: nobody waits
+constexpr int64_t kPrivateBytes = 256 << 10;  // of them at most
+constexpr int64_t kRowsBytes = 16 << 20;      // of packed x at once
+constexpr int64_t kChunkBytes = 4 << 20;      // of packed x that pass by one panel after the other
+constexpr int64_t kChunkRows = 1024;    // whose sums stay in the second cache between blocks of k
+constexpr int64_t kPanelsTogether = 8;  // of a task that has few rows
+constexpr int64_t kLeastRows = 128;     // worth a panel
 
 // y in tasks of `rows` rows (or tiles of rows) x `columns` columns.
 struct Tasks {
@@ -252,6 +262,7 @@ Tasks cut(const LinearArgs& a, const LinearShape& shape, bool dots, int threads)
     t.m = a.m;
     t.rows = pieces(a.m, chunks);
     t.scratch = aligned(t.rows * shape.dot_row_bytes);
+    t.workers = std::min(t.workers, t.down() * t.across());
     return t;
   }
   int64_t most = std::clamp<int64_t>(kChunkBytes / std::max<int64_t>(1, shape.row_bytes),
@@ -261,9 +272,11 @@ Tasks cut(const LinearArgs& a, const LinearShape& shape, bool dots, int threads)
   t.m = pieces(a.m, shape.tile_rows);  // in tiles from here on
   t.rows = pieces(t.m, chunks);
   t.scratch = aligned(shape.panel_bytes + t.rows * shape.tile_rows * shape.panel_row_bytes);
-  t.own_rows = a.m <= kPrivateRows;
+  t.own_rows = a.m <= kPrivateRows && a.m * shape.row_bytes <= kPrivateBytes;
   // One tile of rows passes a panel in a moment: several make a task.
   if (t.m == 1) t.columns *= std::clamp<int64_t>(t.across() / (8 * t.workers), 1, kPanelsTogether);
+  // More workers than tasks still help to pack rows that are shared.
+  if (t.own_rows) t.workers = std::min(t.workers, t.down() * t.across());
   return t;
 }
 
@@ -441,6 +454,7 @@ void run_linear(const LinearArgs& a, DType type) {
   if (a.m == 0 || a.n == 0) return;
   const LinearSchedule s = schedule(a, type, thread_count());
   run_linear(s, a, workspace.get(work_bytes(s)));
+  workspace.trim();
 }
 
 int64_t packed_columns(const LinearArgs& a, DType type) {

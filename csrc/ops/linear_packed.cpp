@@ -67,7 +67,9 @@ Header checked_header(const char* op, const View& v) {
   if (std::memcmp(h.isa, own.isa, sizeof(h.isa)) != 0)
     fail(op, "packed must be packed for the ISA in use, ", own.isa, ", but got one for ", h.isa,
          ": pack the weight again");
-  if (h.dtype < 0 || h.dtype > static_cast<int32_t>(DType::f64) || h.n < 0 || h.k < 0)
+  constexpr int64_t kMost = int64_t{1} << 40;  // elements of a side: no sum of them overflows
+  if (h.dtype < 0 || h.dtype > static_cast<int32_t>(DType::f64) || h.n < 0 || h.k < 0 ||
+      h.n > kMost || h.k > kMost)
     fail(op, what, " but got a header that names no dtype or size");
   // Nor may their product overflow: an element takes a byte at least.
   if (h.n > 0 && h.k > 0 && h.n > v.numel / h.k)

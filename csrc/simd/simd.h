@@ -11,7 +11,7 @@
 //   stream(p, v)        store around the caches where the ISA can; p aligned to the vector
 //   stream_fence()      after the last stream()
 //   load2(p, a, b), store2(p, a, b), stream2(p, a, b)  the same for 2N elements; p of stream2
-//                       aligned to 64 bytes
+//                       aligned to what is written, at most 64 bytes
 //   + - * /, -v         one rounding each, never contracted
 //   fma(a, b, c)        a*b + c with one rounding, the same bits on every ISA
 //   mul_add(a, b, c)    a*b + c, as fast as the ISA can (fused where it has FMA; always fused where
@@ -33,7 +33,8 @@
 //   kVectorRegisters    that an instruction can name: 16 or 32
 //   kBf16Dot            whether there is a dot product of bf16 pairs, in Vec<float> lanes that hold
 //                       two bf16 each: load_pairs(p), load_pairs_n(p, n) (2N and the first n
-//                       elements), pair_up(a, b) (of widened lanes), dot_pairs(acc, a, b). It takes subnormals as 0.
+//                       elements), pair_up(a, b) (of widened lanes), dot_pairs(acc, a, b). It takes
+//                       subnormals as 0.
 //   prefetch(p), prefetch_far(p), prefetch_to_write(p)  hints, any address: into the first cache,
 //                       the second, and to be overwritten
 //   copy_string(to, from, n)  n bytes by the CPU's own copy instruction, else by memcpy
@@ -61,8 +62,10 @@
 // Keeps a register value as it is at this point: no folding, no rematerialisation.
 #if defined(__x86_64__)
 #define FUSEDOPS_KEEP(x) __asm__ volatile("" : "+v"(x))
-#else
+#elif defined(__aarch64__)
 #define FUSEDOPS_KEEP(x) __asm__ volatile("" : "+w"(x))
+#else
+#define FUSEDOPS_KEEP(x) __asm__ volatile("" : "+m"(x))
 #endif
 
 namespace fusedops::FUSEDOPS_ISA {

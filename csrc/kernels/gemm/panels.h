@@ -88,6 +88,7 @@ FUSEDOPS_INLINE Ahead ahead_of(const NextBlock& next, int64_t tile, int64_t tile
   const int64_t lines = rows * next.row_bytes / 64, times = steps / kUnrolled;
   ahead.from += first * next.stride;
   ahead.lines = (lines + times - 1) / times;
+  if (!joined) ahead.lines = at_most(ahead.lines, (next.row_bytes + 63) / 64);
   if (ahead.lines == 0) return ahead;
   ahead.run = (bytes + 64 * ahead.lines - 1) / (64 * ahead.lines);
   ahead.left = ahead.run;

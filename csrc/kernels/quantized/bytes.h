@@ -9,7 +9,6 @@ namespace {
 constexpr int64_t kQuad = 4, kVectorBytes = kQuad * Vf::N;
 
 // --- few rows: dot products with rows of w as they lie in memory
-// ----------------------------------
 
 constexpr int kDotRows = kVectorRegisters == 32 ? 6 : 3;
 constexpr int dot_width(int rows) { return kVectorRegisters == 32 ? (rows < 4 ? 8 : 4) : 2; }
@@ -125,7 +124,6 @@ FUSEDOPS_INLINE void few_dots(const QuantizedArgs& a, void* scratch, int64_t beg
 }
 
 // --- many rows: panels of w, transposed, past which tiles of x stream
-// -----------------------------
 
 constexpr int kTileRows = kVectorRegisters == 32 ? 6 : 4, kTileVectors = kVectorRegisters / 8;
 constexpr int64_t kPanelColumns = kTileVectors * Vf::N;

@@ -174,7 +174,6 @@ FUSEDOPS_INLINE void chains(const QuantizedArgs& a, void* scratch, int64_t row, 
 }
 
 // --- the choice: few rows read w where it lies
-// ----------------------------------------------------
 
 constexpr int64_t kFewSums = 24;  // about where transposing w costs less than it brings
 
