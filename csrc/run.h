@@ -14,6 +14,10 @@ FUSEDOPS_API void run_gelu(const GeluArgs& a, int64_t n, DType t);
 FUSEDOPS_API void run_gelu_backward(const GeluArgs& a, int64_t n, DType t);
 FUSEDOPS_API void run_linear(const LinearArgs& a, DType t);
 
+// Whether dense layers give a row the same bits in any batch, for all threads of the process.
+FUSEDOPS_API bool deterministic();
+FUSEDOPS_API void set_deterministic(bool on);
+
 // Bytes of what the op linear_pack returns for a weight [n, k] on the ISA in use.
 FUSEDOPS_API int64_t packed_weight_bytes(int64_t n, int64_t k, DType t);
 

@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "bench",
     "compat",
+    "deterministic",
     "doctor",
     "freeze",
     "gelu",
@@ -49,6 +50,7 @@ __all__ = [
 # Loaded at their first use: modules, and the functions that are not ops.
 _MODULES = frozenset({"bench", "compat", "ladder", "nn", "plan", "reference", "testing"})
 _FUNCTIONS = {
+    "deterministic": "fusedops.determinism",
     "doctor": "fusedops.diagnosis",
     "freeze": "fusedops.freezing",
     "pack_linear": "fusedops.ops.packed",

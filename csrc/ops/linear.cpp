@@ -267,6 +267,8 @@ Tasks cut(const LinearArgs& a, const LinearShape& shape, bool dots, int threads)
   return t;
 }
 
+std::atomic<bool> same_bits{false};
+
 using Counter = std::atomic<int64_t>;
 constexpr int64_t kCounterBytes = 64;  // apart: no two share a line
 
@@ -351,7 +353,7 @@ LinearSchedule schedule(const LinearArgs& a, DType type, int threads) {
   if (a.m == 0 || a.n == 0) return s;  // nothing to cut
   s.element = size_of(type);
   // The one choice that changes a row's bits: within a family its sums depend on the row alone.
-  const bool dots = !a.packed && !a.w_by_k && !a.deterministic && a.m <= s.shape.few_rows;
+  const bool dots = !a.packed && !a.w_by_k && !deterministic() && a.m <= s.shape.few_rows;
   const int64_t row_bytes = std::max<int64_t>(1, s.shape.row_bytes);
   const int64_t most = std::max(kRowsBytes / row_bytes / kLeastRows, int64_t{1}) * kLeastRows;
   s.rows = dots ? a.m : pieces(a.m, pieces(a.m, most));
@@ -408,6 +410,9 @@ int64_t packed_bytes(const LinearKernels& k, const LinearArgs& a) {
 
 }  // namespace
 
+bool deterministic() { return same_bits.load(std::memory_order_relaxed); }
+void set_deterministic(bool on) { same_bits = on; }
+
 std::shared_ptr<const LinearSchedule> schedule_packed(LinearArgs a, DType type, int threads) {
   static constexpr char some = 0;
   a.packed = &some;  // that there is one is all that a schedule asks
@@ -422,6 +427,7 @@ void run_linear(const LinearSchedule& s, const LinearArgs& a, char* memory) {
   if (a.m == 0 || a.n == 0) return;
   for (int64_t row = 0; row < a.m; row += s.rows) {
     LinearArgs part = a;
+    part.deterministic = deterministic();
     part.m = std::min(s.rows, a.m - row);
     part.x = static_cast<const char*>(a.x) + row * a.ldx * s.element;
     part.y = static_cast<char*>(a.y) + row * a.ldy * s.element;

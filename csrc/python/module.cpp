@@ -122,6 +122,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa_supported", &isa::supported, "Of those, the ones this machine runs.");
   m.def("isa_current", &isa::current);
   m.def("isa_use", &isa::use, "name"_a);
+  m.def("deterministic", &deterministic);
+  m.def("set_deterministic", &set_deterministic, "on"_a);
   m.def("threads", &threads, "Threads of torch's pool.");
   m.def("last_cache_bytes", &last_cache_bytes, "Of the last level of data cache.");
   m.def("cache_bytes", &cache_sizes,

@@ -56,9 +56,10 @@ def prepare_gelu_linear(
     return functools.partial(plan, input.resolve_neg().contiguous())
 
 
+# A plan takes no tensor that learns: the rung computes as NumPy's does, without a gradient.
 def _planned(prepare: Callable[..., Callable[[], Tensor]]) -> Callable[..., Tensor]:
     def run(*args: Any, **kwargs: Any) -> Tensor:
-        return prepare(*args, **kwargs)()
+        return prepare(*(a.detach() if isinstance(a, Tensor) else a for a in args), **kwargs)()
 
     return run
 

@@ -62,9 +62,12 @@ template <class T>
 constexpr bool kWidenX = !kInPairs<T> && sizeof(compute_t<T>) != sizeof(T);
 
 // Additions in a row to one accumulator. Short chains, added up, err less than one long chain;
-// the rounding of a 16-bit result hides either.
+// the rounding of a 16-bit result hides either. For few rows other libraries sum in shorter ones,
+// and memory leaves the time for it.
 template <class T>
 constexpr int64_t kChainSteps = sizeof(T) == 2 ? 1024 : 128;
+template <class T>
+constexpr int64_t kShortChainSteps = sizeof(T) == 2 ? 1024 : 16;
 
 FUSEDOPS_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 

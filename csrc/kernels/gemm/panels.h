@@ -145,7 +145,7 @@ FUSEDOPS_INLINE void panels(const LinearArgs& a, const LinearPart& part) {
   constexpr int64_t columns = kPanelColumns<T>, block = kBlockSteps * operands_t<T>::kStep;
   constexpr int64_t packed_row = columns * static_cast<int64_t>(sizeof(packed_t<T>));
   constexpr int64_t element = sizeof(T);
-  if (a.packed && a.m <= kTileRows) return streamed_panels<T>(a, part);
+  if (a.packed && a.m <= kTileRows && !a.deterministic) return streamed_panels<T>(a, part);
   compute_t<T>* panel = static_cast<compute_t<T>*>(part.scratch);
   compute_t<T>* sums = panel + (a.packed ? 0 : kBlockSteps * columns);
   const int64_t blocks = k_blocks<T>(a.k), all_steps = steps_of<T>(a.k);

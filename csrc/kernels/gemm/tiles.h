@@ -78,14 +78,15 @@ enum class Source { cached, streamed };
 constexpr int64_t kPanelAhead = 4096;
 
 // c[i][j] (+)= sum over steps of x[step][i] * panel[step][j], for the first `Vectors` of a panel.
-// The order of the additions depends on nothing but the steps.
+// The order of the additions depends on nothing but the steps and `from`.
 template <class T, int Rows, int Vectors, Source from, class P>
 __attribute__((noinline)) void tile(const compute_t<T>* x, int64_t steps, const P* panel,
                                     compute_t<T>* c, bool add, Ahead ahead) {
   using O = operands_t<T>;
   using V = typename O::V;
   constexpr int64_t columns = kPanelColumns<T>,
-                    row_bytes = columns * static_cast<int64_t>(sizeof(P));
+                    row_bytes = columns * static_cast<int64_t>(sizeof(P)),
+                    longest = from == Source::streamed ? kShortChainSteps<T> : kChainSteps<T>;
   do {
     V acc[Rows][Vectors];
 #pragma GCC unroll 6
@@ -111,7 +112,7 @@ __attribute__((noinline)) void tile(const compute_t<T>* x, int64_t steps, const 
         for (int j = 0; j < Vectors; j++) acc[i][j] = O::multiply_add(a, b[j], acc[i][j]);
       }
     };
-    const int64_t chain = at_most(steps, kChainSteps<T>);
+    const int64_t chain = at_most(steps, longest);
     int64_t s = 0;
     for (; s + kUnrolled <= chain; s += kUnrolled) {
       if constexpr (from == Source::cached) {
