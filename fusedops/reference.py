@@ -21,12 +21,15 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 __all__ = [
+    "ACTIVATIONS",
+    "activate",
     "gelu",
     "gelu_linear",
     "gelu_linear_quantized",
     "linear",
     "quantized_rows",
     "refuse_gradient",
+    "require_activation",
     "rope",
     "rope_qk",
     "rounded_rows",
@@ -121,8 +124,9 @@ def activate(z: Tensor, activation: str) -> Tensor:
 def require_activation(activation: str) -> None:
     """The op's check of its option, for calls that never reach it."""
     if activation not in _ACTIVATIONS:
-        names = "'relu', 'relu2', 'silu', 'gelu', 'gelu_tanh' or 'gelu_quick'"
-        raise RuntimeError(f"[linear] activation must be {names} but got '{activation}'")
+        *names, last = map(repr, ACTIVATIONS)
+        known = f"{', '.join(names)} or {last}"
+        raise RuntimeError(f"[linear] activation must be {known} but got '{activation}'")
 
 
 def _silu(z: Tensor) -> Tensor:
@@ -166,6 +170,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": functools.partial(gelu, approximate="tanh"),
     "gelu_quick": functools.partial(gelu, approximate="quick"),
 }
+ACTIVATIONS = tuple(_ACTIVATIONS)
 
 
 def gelu_linear_quantized(

@@ -20,9 +20,8 @@ from fusedops import reference
 from fusedops.testing import DTYPES, assert_same_bits, assert_within
 
 ops = torch.ops.fusedops
-NAMES = ("relu", "relu2", "silu", "gelu", "gelu_tanh", "gelu_quick")
 
-each_activation = pytest.mark.parametrize("activation", NAMES)
+each_activation = pytest.mark.parametrize("activation", reference.ACTIVATIONS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
@@ -36,7 +35,8 @@ def layer(rows: int = 3, dtype: torch.dtype = torch.float64) -> list[Tensor]:
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_unknown_activation_is_refused(name: str, requires_grad: bool) -> None:
     x, w = torch.randn(2, 3, requires_grad=requires_grad), torch.randn(4, 3)
-    known = "'relu', 'relu2', 'silu', 'gelu', 'gelu_tanh' or 'gelu_quick'"
+    *names, last = reference.ACTIVATIONS
+    known = "'" + "', '".join(names) + f"' or '{last}'"
     message = f"activation must be {known} but got '{name}'"
     assert_refused(lambda: fusedops.linear(x, w, activation=name), f"[linear] {message}", x, w)
     mapped = torch.func.vmap(lambda x: fusedops.linear(x, w, activation=name))

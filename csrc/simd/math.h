@@ -8,7 +8,7 @@
 //
 // f32 and narrow values: log2 of the tail is its leading exponent plus a bend, which a table of 16
 // polynomials gives; one power of two of their sum, and t, are all that rounds beside the last
-// difference. docs/accuracy.md has the largest error of each over every float. The others, by
+// difference. docs/accuracy.md has the largest error of each, and over which floats. The others, by
 // samples, without FMA / with it; derivatives cross zero near x = -0.75, so theirs are relative to
 // the size of the two terms, sigma(x) + |x| sigma'(x) for x * sigma(x), in units of 2^-24 or 2^-53:
 //                        f32         f64

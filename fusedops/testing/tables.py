@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from fusedops.reference import ACTIVATIONS
 from fusedops.testing.inputs import VIEWS
 from fusedops.testing.samples import Gelu, Linear, Quantized, Rope
 
@@ -156,7 +157,7 @@ ACTIVATED_SAMPLES = tuple(
     replace(s, name=f"{s.name}-{activation}", activation=activation)
     for s in LINEAR_SAMPLES
     if s.name in _EPILOGUE_SAMPLES
-    for activation in ("relu", "relu2", "silu", "gelu", "gelu_tanh", "gelu_quick")
+    for activation in ACTIVATIONS
 )
 GELU_LINEAR_SAMPLES = (
     *(replace(s, approximate="none") for s in LINEAR_SAMPLES),
