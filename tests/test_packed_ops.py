@@ -137,7 +137,9 @@ def test_any_number_of_leading_dimensions(lead: tuple[int, ...]) -> None:
 # 33 and 300 rows take other ways through the engine, and so do 1 and 5 among themselves.
 @each_dtype
 @pytest.mark.parametrize("k", [100, 1030, 2200])
-@pytest.mark.parametrize(XX)
+@pytest.mark.parametrize(
+    ("whole", "first", "rows"), [(300, 40, 33), (300, 290, 7), (6, 1, 5), (6, 5, 1)]
+)
 def test_a_row_has_the_same_bits_in_a_batch_of_its_kind(
     whole: int, first: int, rows: int, k: int, dtype: str, isa: str
 ) -> None:
