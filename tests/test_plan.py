@@ -14,6 +14,7 @@ import torch
 from helpers import assert_refused, memory
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fusedops
 from fusedops import plan
@@ -304,7 +305,10 @@ def test_rope_out_that_overlaps_x_in_part_is_refused() -> None:
     planned(shared[:2], shared[2:])
 
 
-ALONE = "x must not be used under a torch.func transform or forward-mode AD but got such a call"
+ALONE = (
+    "[plan.gelu_linear] x must not be used in a graph, under a torch.func transform or "
+    "forward-mode AD but got such a call"
+)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +327,26 @@ def test_a_transform_is_refused(transform: Callable[..., Any]) -> None:
         transform(planned, x)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(torch.ones(3, 20), torch.ones(3, 20))
-        assert_refused(lambda: planned(dual), f"[plan.gelu_linear] {ALONE}")
+        assert_refused(lambda: planned(dual), ALONE)
+
+
+# What they would record is a fresh tensor that nothing has written.
+@pytest.mark.parametrize("to_out", [False, True])
+@pytest.mark.parametrize(
+    "record",
+    [
+        torch.jit.trace,
+        lambda f, x: make_fx(f)(x),
+        lambda f, x: make_fx(f, pre_dispatch=True)(x),
+        lambda f, x: make_fx(f, tracing_mode="fake")(x),
+    ],
+    ids=["trace", "make_fx", "pre_dispatch", "fake"],
+)
+def test_a_recorded_graph_is_refused(record: Callable[..., Any], to_out: bool) -> None:
+    planned = plan.gelu_linear(torch.ones(20, 20), rows=3)
+    x, out = torch.ones(3, 20), torch.zeros(3, 20)
+    assert_refused(lambda: record(lambda x: planned(x, out if to_out else None), x), ALONE, x, out)
+    assert_same_bits(planned(x), planned(x, out))
 
 
 def test_arguments_by_name() -> None:
