@@ -6,13 +6,14 @@
 
 For inference on the CPU. What is fixed is fixed for good: a plan keeps a copy of the weight and the
 bias, or of the tables, as they were; what is written to them afterwards does not reach it.
-A plan is no part of a ``torch.compile`` or ``torch.export`` graph; there,
-:func:`fusedops.pack_linear` packs. Any number of threads may call one plan at a time. It can be
-copied, which returns it, and not pickled.
+A plan is no part of a graph, be it of ``torch.compile``, ``torch.export``, ``torch.jit.trace`` or
+``make_fx``; there, :func:`fusedops.pack_linear` packs. Any number of threads may call one plan at a
+time. It can be copied, which returns it, and not pickled.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -32,13 +33,20 @@ __all__ = ["Plan", "gelu_linear", "rope"]
 Plan = _C.Plan
 
 # What the built-in function of a plan asks of torch at each call.
-_TOOLS = {
+_TOOLS: dict[str, Any] = {
     "Tensor": Tensor,
     "Parameter": torch.nn.Parameter,
     "forward_ad": forward_ad,
     "is_grad_enabled": torch.is_grad_enabled,
     "is_inference_mode_enabled": torch.is_inference_mode_enabled,
     "transform_level": transform_level,
+    "tracing_state": torch._C._get_tracing_state,  # of torch.jit.trace
+    "proxy_mode": functools.partial(  # of make_fx
+        torch._C._get_dispatch_mode, torch._C._TorchDispatchModeKey.PROXY
+    ),
+    "is_before_dispatch": functools.partial(  # make_fx(pre_dispatch=True) has no such mode
+        torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch
+    ),
     "empty_like": torch.empty_like,
     "count_write": count_write,
 }
@@ -74,7 +82,7 @@ def gelu_linear(
 
     Raises:
         RuntimeError: ``[plan.gelu_linear] requirement but got value``, before anything is written;
-            in a call also where autograd would have to record it.
+            in a call also where autograd or a graph would record it.
     """
     op = "plan.gelu_linear"
     require_weight(op, weight, bias, dtype)
@@ -138,7 +146,7 @@ def rope(
 
     Raises:
         RuntimeError: ``[rope] requirement but got value`` here, ``[plan.rope] ...`` in a call,
-            before anything is written; in a call also where autograd would have to record it.
+            before anything is written; in a call also where autograd or a graph would record it.
     """
     with torch.no_grad():
         like = torch.empty(tuple(shape), dtype=cos.dtype if dtype is None else dtype, device="cpu")
@@ -180,6 +188,12 @@ def _refuse(op: str, name: str, t: Any, dtype: torch.dtype, shape: torch.Size) -
     def need(met: bool, requirement: str, got: Any) -> None:
         _need(op, met, f"{name} must {requirement}", got)
 
+    # First: of a tensor that is being traced nothing more can be asked.
+    traced = any(_TOOLS[tool]() is not None for tool in ("tracing_state", "proxy_mode"))
+    alone = not (traced or _TOOLS["is_before_dispatch"]())
+    alone = alone and transform_level() is None and forward_ad._current_level < 0
+    apart = "not be used in a graph, under a torch.func transform or forward-mode AD"
+    need(alone, apart, "such a call")
     plain = type(t) in (Tensor, torch.nn.Parameter)
     need(plain, "be a torch.Tensor and no subclass of it", type(t).__name__)
     own = f"have the plan's dtype {DTYPE_NAMES[dtype]}"
@@ -191,8 +205,6 @@ def _refuse(op: str, name: str, t: Any, dtype: torch.dtype, shape: torch.Size) -
     need(not t.is_neg(), "not be a lazily negated view (call resolve_neg)", "one")
     recorded = t.requires_grad and torch.is_grad_enabled()
     need(not recorded, "not require grad where autograd records", "one that does")
-    alone = transform_level() is None and forward_ad._current_level < 0
-    need(alone, "not be used under a torch.func transform or forward-mode AD", "such a call")
 
 
 def _need(op: str, met: bool, requirement: str, got: Any) -> None:

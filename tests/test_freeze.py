@@ -284,12 +284,12 @@ def test_the_bias_is_read_at_every_call() -> None:
     assert_current(module, x)
 
 
-def test_another_isa_is_seen(isa: str) -> None:
+@pytest.mark.parametrize("other", fusedops.isa.supported())
+def test_another_isa_is_seen(other: str, isa: str) -> None:
     module, x = layer(), x_of()
     module(x)
-    for other in fusedops.isa.supported():
-        with fusedops.isa.use(other):
-            assert_current(module, x)
+    with fusedops.isa.use(other):
+        assert_current(module, x)
     assert_current(module, x)
 
 
@@ -525,15 +525,19 @@ def test_state_dict_is_that_of_linear() -> None:
     expected.load_state_dict(module.state_dict(), strict=True)
 
 
-def test_unfreeze_and_conversions_free_the_memory() -> None:
-    module = layer()
-    for free in (fusedops.unfreeze, lambda m: m.half(), lambda m: m.float()):
-        fusedops.freeze(module)
-        module(x_of(module.weight.dtype))
-        packed = weakref.ref(module._packing._kept[3])  # type: ignore[union-attr]
-        assert packed() is not None
-        free(module)
-        assert packed() is None
+@pytest.mark.parametrize(
+    "free", [fusedops.unfreeze, nn.Module.half, nn.Module.float], ids=["unfreeze", "half", "float"]
+)
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_unfreeze_and_conversions_free_the_memory(
+    dtype: str, free: Callable[[nn.Module], Any]
+) -> None:
+    module = layer(DTYPES[dtype])
+    module(x_of(DTYPES[dtype]))
+    packed = weakref.ref(module._packing._kept[3])  # type: ignore[union-attr]
+    assert packed() is not None
+    free(module)
+    assert packed() is None
 
 
 # An optimizer of another model leaves the packing alone, and a dead module is forgotten.
@@ -552,14 +556,17 @@ def test_threads_share_a_frozen_module() -> None:
     module, x = layer(), x_of()
     expected = module(x)
     wrong: list[Tensor] = []
+    start = threading.Barrier(3)
 
     def work() -> None:
+        start.wait()
         for _ in range(200):
             y = module(x)
             if not torch.equal(y, expected):
                 wrong.append(y)
 
     def disturb() -> None:
+        start.wait()
         for _ in range(50):
             module._packing.forget()  # type: ignore[union-attr]
 

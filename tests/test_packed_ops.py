@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fusedops
 from fusedops import reference
-from fusedops.testing import DTYPES, VIEWS
+from fusedops.testing import DTYPES, SPECS, VIEWS, Call, assert_within
 
 ops = torch.ops.fusedops
 
@@ -22,30 +22,16 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 each_variant = pytest.mark.parametrize("approximate", ["none", "tanh", "quick"])
 
 HEADER = 64
-EPS32 = 2.0**-24
 
 
 def layer(m: int, n: int, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(torch.randn(s).to(dtype) for s in ((m, k), (n, k), (n,)))  # type: ignore[return-value]
 
 
-def assert_within_bound(
-    y: Tensor, x: Tensor, w: Tensor, b: Tensor | None, approximate: str | None = None
-) -> None:
-    """The documented bound of linear and gelu_linear, element by element."""
-    x64, w64, b64 = (None if t is None else t.double() for t in (x, w, b))
-    z = reference.linear(x64, w64, b64)
-    scale = x64.abs() @ w64.abs().T + (0 if b64 is None else b64.abs())
-    eps = torch.finfo(y.dtype).eps / 2
-    eps_sum = eps if y.dtype == torch.float64 else EPS32
-    expected, slope, ulps = z, 1.0, 0
-    if approximate is not None:
-        expected, slope, ulps = reference.gelu(z, approximate=approximate), 1.13, 8
-    bound = eps * expected.abs() + slope * (x.shape[-1] + 1) * eps_sum * scale
-    bound += ulps * 2 * eps_sum * expected.abs() + torch.finfo(y.dtype).smallest_normal
-    if y.dtype == torch.bfloat16:
-        bound += 2.0**-126 * (x64.abs().sum(-1, keepdim=True) + w64.abs().sum(-1))
-    assert ((y.double() - expected).abs() <= bound).all()
+def assert_within_bound(y: Tensor, x: Tensor, w: Tensor, b: Tensor | None, **options: str) -> None:
+    """The bound of linear, and of gelu_linear where the options say its approximate."""
+    spec, call = SPECS["gelu_linear" if options else "linear"], Call((x, w, b), options)
+    assert_within(y, spec.oracle(call)[0], spec.error_bound(call, False)[0])
 
 
 # Rows of every kernel; columns of a part of a panel, of whole ones and one more; odd and long K.
@@ -84,29 +70,43 @@ def test_gelu_linear_packed_is_within_the_bound(
 ) -> None:
     x, w, b = layer(m, 75, 120, DTYPES[dtype])
     y = ops.gelu_linear_packed(x, ops.linear_pack(w), b, 75, approximate)
-    assert_within_bound(y, x, w, b, approximate)
+    assert_within_bound(y, x, w, b, approximate=approximate)
+
+
+# Memory for the result of so many rows, 75 columns wide.
+OUTS: dict[str, Callable[[int], Tensor]] = {
+    "contiguous": lambda rows: torch.empty(rows, 75),
+    "sliced": lambda rows: torch.empty(rows, 90)[:, 3:78],
+    "transposed": lambda rows: torch.empty(75, rows).t(),
+    "strided": lambda rows: torch.empty(rows, 150)[:, ::2],
+}
 
 
 @each_dtype
+@pytest.mark.parametrize("name", ["linear_packed", "gelu_linear_packed"])
+@pytest.mark.parametrize("out", OUTS)
 @pytest.mark.parametrize("rows", [2, 40])
-def test_out_and_strides_have_the_bits_of_a_fresh_result(rows: int, dtype: str, isa: str) -> None:
+def test_out_has_the_bits_of_a_fresh_result(
+    rows: int, out: str, name: str, dtype: str, isa: str
+) -> None:
     x, w, b = layer(rows, 75, 50, DTYPES[dtype])
-    packed = ops.linear_pack(w)
-    for name, rest in (("linear_packed", ()), ("gelu_linear_packed", ("none",))):
-        y = getattr(ops, name)(x, packed, b, 75, *rest)
-        for out in (
-            torch.empty(rows, 75),
-            torch.empty(rows, 90)[:, 3:78],
-            torch.empty(75, rows).t(),
-            torch.empty(rows, 150)[:, ::2],
-        ):
-            given = out.to(x.dtype)
-            getattr(ops, name + "_out")(x, packed, b, 75, *rest, given)
-            assert torch.equal(given, y)
-    for view in VIEWS.values():
-        strided = view(x[None])
-        y = ops.linear_packed(strided, packed, b, 75)
-        assert torch.equal(y, ops.linear_packed(strided.clone().contiguous(), packed, b, 75))
+    arguments = (x, ops.linear_pack(w), b, 75, *(["none"] if name.startswith("gelu") else []))
+    given = OUTS[out](rows).to(x.dtype)
+    expected = getattr(ops, name)(*arguments)
+    getattr(ops, name + "_out")(*arguments, given)
+    assert torch.equal(given, expected)
+
+
+@each_dtype
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("rows", [2, 40])
+def test_every_view_of_x_has_the_bits_of_its_copy(
+    rows: int, view: str, dtype: str, isa: str
+) -> None:
+    x, w, b = layer(rows, 75, 50, DTYPES[dtype])
+    packed, viewed = ops.linear_pack(w), VIEWS[view](x[None])
+    expected = ops.linear_packed(viewed.clone().contiguous(), packed, b, 75)
+    assert torch.equal(ops.linear_packed(viewed, packed, b, 75), expected)
 
 
 @each_dtype

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from helpers import assert_refused, memory
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fusedops
 from fusedops import plan
@@ -34,20 +35,22 @@ def tables(rows: int = 12, half: int = 4, dtype: torch.dtype = torch.float32) ->
 # --- numbers --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("approximate", ["none", "tanh", "quick"])
 @pytest.mark.parametrize("rows", [1, 5, 70])
 @each_dtype
-def test_gelu_linear_is_within_the_bound(dtype: str, rows: int, approximate: str, isa: str) -> None:
+def test_gelu_linear_is_within_the_bound(
+    dtype: str, rows: int, approximate: str, bias: bool, isa: str
+) -> None:
     kind, spec = DTYPES[dtype], SPECS["gelu_linear"]
     (w, b), x = layer(dtype=kind), torch.randn(rows, 20).to(kind)
-    for bias in (b, None):
-        planned = plan.gelu_linear(w, bias, rows=rows, approximate=approximate)
-        y, out = planned(x), torch.full((rows, 75), torch.nan, dtype=kind)
-        assert planned(x, out) is out
-        assert planned(x, out=out) is out
-        assert_same_bits(out, y)
-        call = Call((x, w, bias), {"approximate": approximate})
-        assert_within(y, spec.oracle(call)[0], spec.error_bound(call, False)[0])
+    call = Call((x, w, b if bias else None), {"approximate": approximate})
+    planned = plan.gelu_linear(*call.args[1:], rows=rows, approximate=approximate)  # type: ignore[arg-type]
+    y, out = planned(x), torch.full((rows, 75), torch.nan, dtype=kind)
+    assert planned(x, out) is out
+    assert planned(x, out=out) is out
+    assert_same_bits(out, y)
+    assert_within(y, spec.oracle(call)[0], spec.error_bound(call, False)[0])
 
 
 @pytest.mark.parametrize("threads", [1, torch.get_num_threads()])
@@ -97,22 +100,32 @@ def test_rope_on_every_isa(isa: str) -> None:
     assert_same_bits(plan.rope(x.shape, cos, sin)(x), fusedops.rope(x, cos, sin))
 
 
-def test_rope_at_any_offset() -> None:
+@pytest.mark.parametrize("ids", [None, [[4, 0, 1]]], ids=["in order", "by position_ids"])
+@pytest.mark.parametrize("offset", [None, 0, 7])
+def test_rope_at_any_offset(offset: int | None, ids: list[list[int]] | None) -> None:
     x, (cos, sin) = torch.randn(1, 2, 3, 8), tables()
-    planned = plan.rope(x.shape, cos, sin, offset=2)
-    assert_same_bits(planned(x), fusedops.rope(x, cos, sin, offset=2))
-    for offset in (0, 9):
-        expected = fusedops.rope(x, cos, sin, offset=offset)
-        assert_same_bits(planned(x, offset=offset), expected)
-        assert_same_bits(planned(x, torch.empty_like(x), offset=offset), expected)
-    for offset in (-1, 10, 2**62, -(2**63)):
-        message = "[plan.rope] offset must be in [0, 9] for these tables and positions but got "
-        assert_refused(lambda o=offset: planned(x, offset=o), message + str(offset), x)  # type: ignore[misc]
-    ids = torch.tensor([[4, 0, 1]])
-    planned = plan.rope(x.shape, cos, sin, ids)
-    assert_same_bits(planned(x, offset=7), fusedops.rope(x, cos, sin, ids, offset=7))
-    message = "[plan.rope] offset must be in [0, 7] for these tables and positions but got 8"
-    assert_refused(lambda: planned(x, offset=8), message, x)
+    positions = None if ids is None else torch.tensor(ids)
+    planned = plan.rope(x.shape, cos, sin, positions, offset=2)
+    expected = fusedops.rope(x, cos, sin, positions, offset=2 if offset is None else offset)
+    assert_same_bits(planned(x, offset=offset), expected)
+    assert_same_bits(planned(x, torch.empty_like(x), offset=offset), expected)
+
+
+@pytest.mark.parametrize(
+    ("ids", "last", "offset"),
+    [
+        (ids, last, offset)
+        for ids, last in ((None, 9), ([[4, 0, 1]], 7))
+        for offset in (-1, last + 1, 2**62, -(2**63))
+    ],
+)
+def test_an_offset_past_the_tables_is_refused(
+    ids: list[list[int]] | None, last: int, offset: int
+) -> None:
+    x, (cos, sin) = torch.randn(1, 2, 3, 8), tables()
+    planned = plan.rope(x.shape, cos, sin, None if ids is None else torch.tensor(ids))
+    message = f"[plan.rope] offset must be in [0, {last}] for these tables and positions but got "
+    assert_refused(lambda: planned(x, offset=offset), message + str(offset), x)
 
 
 # --- what a plan keeps, and what it hands out -----------------------------------------------------
@@ -169,15 +182,19 @@ def test_copies_are_the_plan_and_pickles_are_refused() -> None:
         plan.Plan()
 
 
-def test_a_plan_is_freed() -> None:
-    def held() -> int:
-        return sys.getrefcount(torch.empty_like)
+def test_a_plan_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[weakref.ref[Tensor]] = []
+    given = plan._given
 
-    before = held()
-    plans = [plan.gelu_linear(*layer(), rows=3) for _ in range(5)]
-    assert held() >= before + 5
+    def noted(op: str, shape: Any, like: Tensor) -> dict[str, Any]:
+        kept.append(weakref.ref(like))
+        return given(op, shape, like)
+
+    monkeypatch.setattr(plan, "_given", noted)
+    plans = [plan.gelu_linear(*layer(), rows=3), plan.rope((2, 3, 8), *tables())]
+    assert [like() is None for like in kept] == [False, False]
     del plans
-    assert held() == before
+    assert [like() is None for like in kept] == [True, True]
 
 
 def test_backward_notices_that_a_saved_tensor_was_overwritten() -> None:
@@ -212,8 +229,10 @@ def test_threads_share_a_plan() -> None:
     inputs = [x.half() for x in xs]
     expected = [planned(x) for x in inputs]
     wrong: list[int] = []
+    start = threading.Barrier(2)
 
     def work(i: int) -> None:
+        start.wait()
         for _ in range(100):
             if not torch.equal(planned(inputs[i]), expected[i]):
                 wrong.append(i)
@@ -263,13 +282,17 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("role", ["x", "out"])
-@pytest.mark.parametrize(("make", "message"), BAD.values(), ids=BAD)
-def test_bad_tensor_is_refused(make: Callable[[], Any], message: str, role: str) -> None:
+# None for out asks for a fresh tensor.
+BAD_ROLES = [
+    (name, role) for name in BAD for role in ("x", "out") if (name, role) != ("none", "out")
+]
+
+
+@pytest.mark.parametrize(("bad", "role"), BAD_ROLES)
+def test_bad_tensor_is_refused(bad: str, role: str) -> None:
+    make, message = BAD[bad]
     planned = plan.gelu_linear(torch.ones(20, 20), rows=3)
     x = torch.ones(3, 20)
-    if role == "out" and make() is None:
-        return  # which asks for a fresh tensor
     call = (lambda: planned(make())) if role == "x" else (lambda: planned(x, make()))
     assert_refused(call, f"[plan.gelu_linear] {role} must {message}", x)
 
@@ -304,7 +327,10 @@ def test_rope_out_that_overlaps_x_in_part_is_refused() -> None:
     planned(shared[:2], shared[2:])
 
 
-ALONE = "x must not be used under a torch.func transform or forward-mode AD but got such a call"
+ALONE = (
+    "[plan.gelu_linear] x must not be used in a graph, under a torch.func transform or "
+    "forward-mode AD but got such a call"
+)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +349,26 @@ def test_a_transform_is_refused(transform: Callable[..., Any]) -> None:
         transform(planned, x)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(torch.ones(3, 20), torch.ones(3, 20))
-        assert_refused(lambda: planned(dual), f"[plan.gelu_linear] {ALONE}")
+        assert_refused(lambda: planned(dual), ALONE)
+
+
+# What they would record is a fresh tensor that nothing has written.
+@pytest.mark.parametrize("to_out", [False, True])
+@pytest.mark.parametrize(
+    "record",
+    [
+        torch.jit.trace,
+        lambda f, x: make_fx(f)(x),
+        lambda f, x: make_fx(f, pre_dispatch=True)(x),
+        lambda f, x: make_fx(f, tracing_mode="fake")(x),
+    ],
+    ids=["trace", "make_fx", "pre_dispatch", "fake"],
+)
+def test_a_recorded_graph_is_refused(record: Callable[..., Any], to_out: bool) -> None:
+    planned = plan.gelu_linear(torch.ones(20, 20), rows=3)
+    x, out = torch.ones(3, 20), torch.zeros(3, 20)
+    assert_refused(lambda: record(lambda x: planned(x, out if to_out else None), x), ALONE, x, out)
+    assert_same_bits(planned(x), planned(x, out))
 
 
 def test_arguments_by_name() -> None:

@@ -43,12 +43,16 @@ struct Torch {
         is_grad_enabled(tools["is_grad_enabled"]),
         is_inference_mode_enabled(tools["is_inference_mode_enabled"]),
         transform_level(tools["transform_level"]),
+        tracing_state(tools["tracing_state"]),
+        proxy_mode(tools["proxy_mode"]),
+        is_before_dispatch(tools["is_before_dispatch"]),
         empty_like(tools["empty_like"]),
         count_write(tools["count_write"]) {}
 
   py::object Tensor, Parameter;
   py::dict forward_ad;  // of that module
-  py::object is_grad_enabled, is_inference_mode_enabled, transform_level, empty_like, count_write;
+  py::object is_grad_enabled, is_inference_mode_enabled, transform_level, tracing_state, proxy_mode;
+  py::object is_before_dispatch, empty_like, count_write;
 
   py::str dtype = interned("dtype"), shape = interned("shape"), is_cpu = interned("is_cpu"),
           is_contiguous = interned("is_contiguous"), is_neg = interned("is_neg"),
@@ -64,10 +68,12 @@ struct Torch {
     return attribute(t, requires_grad).ptr() != Py_False && call(is_grad_enabled).ptr() != Py_False;
   }
 
-  // No torch.func transform and no forward-mode level is open.
+  // No graph is being recorded, and no torch.func transform and no forward-mode level is open.
   bool is_alone() const {
     PyObject* level = PyDict_GetItemWithError(forward_ad.ptr(), current_level.ptr());  // borrowed
-    return call(transform_level).ptr() == Py_None && level && PyLong_AsLong(level) == -1;
+    return call(tracing_state).ptr() == Py_None && call(proxy_mode).ptr() == Py_None &&
+           call(is_before_dispatch).ptr() == Py_False && call(transform_level).ptr() == Py_None &&
+           level && PyLong_AsLong(level) == -1;
   }
 
   void* address(py::handle t) const {
@@ -161,7 +167,8 @@ PyObject* call_plan(PyObject* self, PyObject* args, PyObject* kwargs) {
     int64_t offset = plan.usual_offset;
     if (values[2] != Py_None) offset = PyLong_AsLongLong(values[2]);
     if (offset == -1 && PyErr_Occurred()) return nullptr;
-    plan.require(plan.fits(x, plan.shape) && plan.torch.is_alone(), "x", x, plan.shape);
+    // In this order: the shape of a tensor that is being traced is made of tensors.
+    plan.require(plan.torch.is_alone() && plan.fits(x, plan.shape), "x", x, plan.shape);
     return (out.is_none() ? plan.into_fresh(x, offset) : plan.into(out, x, offset)).release().ptr();
   } catch (py::error_already_set& e) {
     e.restore();
