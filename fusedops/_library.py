@@ -37,6 +37,7 @@ _warned: set[tuple[str, str]] = set()
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
 transform_level = torch._C._functorch.maybe_current_level
+_tracing = torch._C._get_tracing_state  # of torch.jit.trace
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -57,9 +58,20 @@ def is_recorded_alone() -> bool:
     """Whether a call that is not plain is one that autograd records, and nothing else follows.
 
     Then a public function applies its ``autograd.Function`` itself: the way through the op's
-    Autograd kernel costs as much as a small kernel.
+    Autograd kernel costs as much as a small kernel. jit.trace could not save the Function: it is
+    no op.
     """
-    return not (_is_compiling() or transform_level() is not None or forward_ad._current_level >= 0)
+    return not (
+        _is_compiling()
+        or transform_level() is not None
+        or forward_ad._current_level >= 0
+        or _tracing() is not None
+    )
+
+
+def is_recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd records a call on these, forward-mode duals apart."""
+    return _is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def is_ordinary(target: Tensor) -> bool:
@@ -112,7 +124,7 @@ def register_autograd(
             and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
         ):
             return formula(*args)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        if is_recorded(*tensors):
             return apply(*args)
         return kernel(*args)
 
@@ -130,8 +142,9 @@ def register_write(name: str) -> None:
 
     def autograd(*args: Any) -> None:
         tensors = [a for a in args if isinstance(a, Tensor)]
-        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if recorded or any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        if is_recorded(*tensors) or any(
+            forward_ad.unpack_dual(t).tangent is not None for t in tensors
+        ):
             raise RuntimeError(
                 f"[{_public_name(name)}] torch.ops.fusedops.{name} must not be called where "
                 "autograd records (the functions of fusedops can be) but got such a call"
@@ -254,7 +267,7 @@ def refuse_negated(op: str, what: str, *tensors: Tensor) -> None:
 
 def refuse_recorded(op: str, what: str, *tensors: Tensor | None) -> None:
     """Fail if autograd would have to follow a write into ``what``."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if is_recorded(*tensors):
         raise RuntimeError(
             f"[{op}] {what} must not be used where autograd records but got a tensor that "
             "requires grad"

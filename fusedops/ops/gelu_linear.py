@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fusedops import _library, reference
-from fusedops._library import is_plain, is_recorded_alone, is_transformed, ops
+from fusedops._library import is_plain, is_recorded, is_recorded_alone, is_transformed, ops
 from fusedops.ops import packed
 from fusedops.ops.gelu import require_approximate
 from fusedops.ops.linear import (
@@ -80,10 +80,7 @@ def gelu_linear(
         return _apply(input, weight, bias, approximate)
     if is_transformed():
         return _formula(input, weight, bias, approximate)
-    recorded = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (input, weight, bias)
-    )
-    if save == "preact" and recorded:
+    if save == "preact" and is_recorded(input, weight, bias):
         return ops.gelu_linear_preact(input, weight, bias, approximate)[0]
     return ops.gelu_linear(input, weight, bias, approximate)
 

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from fusedops import _library, reference
-from fusedops._library import DTYPE_NAMES, is_plain, is_recorded_alone, is_transformed, ops
+from fusedops._library import (
+    DTYPE_NAMES,
+    is_plain,
+    is_recorded,
+    is_recorded_alone,
+    is_transformed,
+    ops,
+)
 from fusedops.ops import packed
 from fusedops.ops.packed import PackedLinear
 
@@ -73,10 +80,7 @@ def _activated(input: Tensor, weight: Tensor, bias: Tensor | None, activation: s
     if is_transformed():
         require("linear", input, weight, bias)
         return reference.linear(input, weight, bias, activation=activation)
-    recorded = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (input, weight, bias)
-    )
-    if recorded:  # the pre-activation is kept for backward
+    if is_recorded(input, weight, bias):  # the pre-activation is kept for backward
         return ops.linear_activation_preact(input, weight, bias, activation)[0]
     return ops.linear_activation(input, weight, bias, activation)
 
