@@ -10,6 +10,7 @@ import torch
 
 import fusedops
 from fusedops import reference
+from fusedops.bench.charts import OP_MARKERS
 from fusedops.bench.record import Regime
 from fusedops.testing import DISTRIBUTIONS, DTYPES, SPECS, OpSpec, Sample
 
@@ -42,6 +43,10 @@ def test_op_is_exported(spec: OpSpec) -> None:
     assert spec.name in fusedops.__all__
     assert callable(spec.public())
     assert spec.public().__module__ == f"fusedops.ops.{spec.home}"
+
+
+def test_every_op_has_a_marker_in_the_charts() -> None:
+    assert set(OP_MARKERS) == set(SPECS)
 
 
 def test_every_exported_function_has_a_spec() -> None:
