@@ -11,7 +11,7 @@ from fusedops import _library, reference
 from fusedops._library import is_plain, is_recorded, is_recorded_alone, is_transformed, ops
 from fusedops.ops import packed
 from fusedops.ops.gelu import require_approximate
-from fusedops.ops.linear import (
+from fusedops.ops.layer import (
     autocast,
     backward_formula,
     factors,

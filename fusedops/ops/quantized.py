@@ -11,7 +11,7 @@ from torch import Tensor
 from fusedops import _library, reference
 from fusedops._library import DTYPE_NAMES, is_plain, is_transformed, ops
 from fusedops.ops.gelu import require_approximate
-from fusedops.ops.linear import autocast
+from fusedops.ops.layer import autocast
 
 _OP = "gelu_linear_quantized"
 _INPUTS = (torch.float32, torch.float16, torch.bfloat16)
