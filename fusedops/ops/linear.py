@@ -50,7 +50,8 @@ def linear(
         RuntimeError: ``[linear] requirement but got value``, before anything is computed.
 
     Accuracy:
-        |error| <= eps / 2 |y| + (K + 1) eps32 (|input| @ |weight|.T + |bias|), eps32 = 2^-24.
+        |error| <= eps / 2 |y| + (K + 1) eps32 (|input| @ |weight|.T + |bias|), eps32 = 2^-24
+        (2^-53 for float64).
         bfloat16 on an ISA with the pair dot product (``avx512bf16``) adds
         2^-126 (sum |input| + sum |weight|) along K: the instruction takes subnormals as zero.
         An activation multiplies the error of the sum by its slope there and adds its own: none for
