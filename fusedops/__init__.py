@@ -21,6 +21,7 @@ from fusedops.ops import (
 
 __version__ = "0.1.0"
 __all__ = [
+    "PackedLinear",
     "bench",
     "compat",
     "deterministic",
@@ -47,9 +48,10 @@ __all__ = [
     "verify",
 ]
 
-# Loaded at their first use: modules, and the functions that are not ops.
+# Loaded at their first use: modules, and the functions and types that are not ops.
 _MODULES = frozenset({"bench", "compat", "ladder", "nn", "plan", "reference", "testing"})
 _FUNCTIONS = {
+    "PackedLinear": "fusedops.ops.packed",
     "deterministic": "fusedops.determinism",
     "doctor": "fusedops.diagnosis",
     "freeze": "fusedops.freezing",

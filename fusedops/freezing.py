@@ -14,7 +14,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from fusedops import _C
 from fusedops._library import DTYPE_NAMES, ops, transform_level
-from fusedops.ops.linear import autocast
+from fusedops.ops.layer import autocast
 
 __all__ = ["Packing", "freeze", "unfreeze"]
 

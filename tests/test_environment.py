@@ -169,6 +169,8 @@ def fallback_calls() -> dict[str, tuple[Any, ...]]:
         "linear_activation_nograd": (*linear, "relu"),
         "linear_activation_preact": (*linear, "relu2"),
         "linear_activation_preact_nograd": (*linear, "gelu"),
+        "linear_activation_backward": (grad, x, w, z, "relu2", True),
+        "linear_activation_backward_nograd": (grad, x, None, z, "silu", False),
         "activation_backward": (x.sin(), x, "silu"),
         "activation_backward_nograd": (x.sin(), x, "relu2"),
     }

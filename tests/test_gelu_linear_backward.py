@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from helpers import assert_refused, memory
+from test_activation import slope
 from test_gelu import exact_derivative
 from torch import Tensor
 from torch.nn import functional
@@ -114,6 +116,29 @@ def test_products(form: str, shape: Any, dtype: str, isa: str) -> None:
             left.abs().sum(1, keepdim=True) + right.abs().sum(0)
         )
         assert_within(actual, left @ right, bound + rounding(left @ right, DTYPES[dtype]))
+
+
+# linear's gelu is the op of gelu_linear by another name; of the others, dz is that of the
+# elementwise op, and the bias gradient sums what was not rounded.
+@each_dtype
+@pytest.mark.parametrize("activation", ["relu", "relu2", "silu", "gelu", "gelu_tanh", "gelu_quick"])
+@pytest.mark.parametrize("rows", [1, 70, 600])
+def test_every_activation(rows: int, activation: str, dtype: str, isa: str) -> None:
+    grad, x, w, z = layer(rows, 33, 18, dtype=DTYPES[dtype])
+    found = ops.linear_activation_backward(grad, x, w, z, activation, True)
+    variant = {"gelu": "none", "gelu_tanh": "tanh", "gelu_quick": "quick"}.get(activation)
+    if variant is not None:
+        expected = ops.gelu_linear_backward(grad, x, w, z, variant, True)
+    else:
+        dz = ops.activation_backward(grad, z, activation)
+        expected = (*ops.linear_backward(dz, x, w, False)[:2], found[2])
+        wide = grad.double() * slope(z.double(), activation)
+        eps = torch.finfo(torch.promote_types(DTYPES[dtype], torch.float32)).eps
+        bound = 3 * eps * grad.double().abs().sum(0) + 64 * eps * wide.abs().sum(0)
+        bound += 3 * eps * (z.double() * grad.double()).abs().sum(0)
+        assert_within(found[2], wide.sum(0), bound + rounding(wide.sum(0), DTYPES[dtype]))
+    for actual, wanted in zip(found, expected, strict=True):
+        assert_same_bits(actual, wanted)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -309,7 +334,12 @@ def test_frozen_arguments_keep_nothing_alive(learned: str, expected: set[str]) -
     for name in learned:
         leaves[name].requires_grad_()
     assert kept(fusedops.linear, leaves) == expected
-    assert kept(fusedops.gelu_linear, leaves) == expected | {"z"}
+    for run in (
+        fusedops.gelu_linear,
+        partial(fusedops.linear, activation="relu"),
+        partial(fusedops.linear, activation="gelu"),
+    ):
+        assert kept(run, leaves) == expected | {"z"}
 
 
 @each_dtype
@@ -324,16 +354,21 @@ def test_gradient_of_a_sum(save: str, dtype: str) -> None:
         assert_same_bits(mine, wanted)
 
 
+FORWARD: dict[str, Callable[..., Tensor]] = {
+    "linear": fusedops.linear,
+    "linear-relu2": partial(fusedops.linear, activation="relu2"),
+    "linear-silu": partial(fusedops.linear, activation="silu"),
+    "linear_activation": lambda *t: ops.linear_activation(*t, "silu"),
+    "gelu_linear": fusedops.gelu_linear,
+    "gelu_linear-none": partial(fusedops.gelu_linear, save="none"),
+}
+
+
 # A graph of the gradient takes another way to the same numbers.
-@pytest.mark.parametrize("form", ["linear", "gelu_linear", "gelu_linear-none"])
+@pytest.mark.parametrize("form", FORWARD)
 def test_recorded_backward_agrees(form: str) -> None:
     leaves = [t.requires_grad_() for t in (a(70, 19), a(33, 19), a(33))]
-    form, _, save = form.partition("-")
-    y = (
-        fusedops.linear(*leaves)
-        if form == "linear"
-        else fusedops.gelu_linear(*leaves, save=save or "preact")
-    )
+    y = FORWARD[form](*leaves)
     grad = a(70, 33)
     plain = torch.autograd.grad(y, leaves, grad, retain_graph=True)
     recorded = torch.autograd.grad(y, leaves, grad, create_graph=True)
@@ -412,6 +447,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"approximate": "erf"},
         "approximate must be 'none', 'tanh' or 'quick' but got 'erf'",
     ),
+    "activation": (
+        {"activation": "none"},
+        "activation must be 'relu', 'relu2', 'silu', 'gelu', 'gelu_tanh' or 'gelu_quick' but got "
+        "'none'",
+    ),
 }
 
 FORMS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -419,6 +459,10 @@ FORMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "gelu_linear_backward": (
         "gelu_linear_backward",
         ("grad", "input", "weight", "z", "approximate"),
+    ),
+    "linear_activation_backward": (
+        "linear_activation_backward",
+        ("grad", "input", "weight", "z", "activation"),
     ),
     "gelu_linear_dz": ("gelu_linear_dz", ("grad", "z", "approximate")),
 }
@@ -437,7 +481,7 @@ def test_bad_argument_is_refused(form: str, name: str) -> None:
     op, arguments = FORMS[form]
     change, message = BAD[name]
     good = {"grad": a(2, 3, 5), "input": a(2, 3, 4), "weight": a(5, 4), "z": a(2, 3, 5)}
-    given = {**good, "approximate": "none", **change}
+    given = {**good, "approximate": "none", "activation": "silu", **change}
     values = [given[argument] for argument in arguments]
     if op != "gelu_linear_dz":
         values.append(True)

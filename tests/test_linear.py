@@ -303,6 +303,18 @@ def op_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
         "linear_activation_nograd": ("linear_activation_nograd", (*plain, "relu")),
         "linear_activation_preact": ("linear_activation_preact", (*leaves, "relu2")),
         "linear_activation_preact_nograd": ("linear_activation_preact_nograd", (*plain, "gelu")),
+        "linear_activation_backward": (
+            "linear_activation_backward",
+            (a(2, 5).requires_grad_(), a(2, 3), a(5, 3), a(2, 5).requires_grad_(), "silu", True),
+        ),
+        "linear_activation_backward-weight": (
+            "linear_activation_backward",
+            (a(2, 5), None, a(5, 3), a(2, 5), "relu2", False),
+        ),
+        "linear_activation_backward_nograd": (
+            "linear_activation_backward_nograd",
+            (a(2, 5), a(2, 3), None, a(2, 5), "relu", True),
+        ),
     }
 
 

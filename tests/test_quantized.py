@@ -682,6 +682,19 @@ def test_from_linear_keeps_what_it_is_given() -> None:
     assert plain.weight.requires_grad
 
 
+@each_kind
+@pytest.mark.parametrize("weight_dtype", [None, torch.int8])
+def test_from_linear_refuses_a_quantised_module(
+    kind: str, weight_dtype: torch.dtype | None
+) -> None:
+    source, _ = module_of(kind)
+    message = (
+        "[GELULinear] linear must hold a floating-point weight of its own but got one with "
+        f"weight_dtype {source.weight_dtype}"
+    )
+    assert_refused(lambda: GELULinear.from_linear(source, weight_dtype=weight_dtype), message)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -706,6 +719,12 @@ def test_from_linear_keeps_what_it_is_given() -> None:
 )
 def test_bad_module_options(options: dict[str, torch.dtype], message: str) -> None:
     assert_refused(lambda: GELULinear(3, 4, **options), f"[GELULinear] {message}")  # type: ignore[arg-type]
+
+
+def test_a_packed_weight_is_refused() -> None:
+    x, packed = torch.randn(3, 6), fusedops.pack_linear(torch.randn(9, 6))
+    message = "[gelu_linear_quantized] weight must be a tensor but got PackedLinear"
+    assert_refused(lambda: fusedops.gelu_linear_quantized(x, packed), message)  # type: ignore[arg-type]
 
 
 @each_kind

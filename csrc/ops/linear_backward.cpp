@@ -1,5 +1,5 @@
-// linear_backward, gelu_linear_backward, gelu_linear_dz: schemas, checks, CPU implementation; and
-// whose matmul computes a gradient.
+// linear_backward, linear_activation_backward, gelu_linear_backward, gelu_linear_dz: schemas,
+// checks, CPU implementation; and whose matmul computes a gradient.
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -229,6 +229,13 @@ Gradients linear_backward(const Tensor& grad, const MaybeTensor& input, const Ma
   return backward("linear_backward", Activation::identity, grad, std::nullopt, input, weight, bias);
 }
 
+Gradients linear_activation_backward(const Tensor& grad, const MaybeTensor& input,
+                                     const MaybeTensor& weight, const Tensor& z,
+                                     const Text& activation, bool bias) {
+  constexpr const char* op = "linear_activation_backward";
+  return backward(op, activation_named(op, activation), grad, z, input, weight, bias);
+}
+
 Gradients gelu_linear_backward(const Tensor& grad, const MaybeTensor& input,
                                const MaybeTensor& weight, const Tensor& z, const Text& approximate,
                                bool bias) {
@@ -264,18 +271,25 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedops, m) {
 #define LAYER "Tensor grad, Tensor? input, Tensor? weight"
   m.def("linear_backward(" LAYER ", bool bias) -> (Tensor, Tensor, Tensor)");
   m.def("linear_backward_nograd(" LAYER ", bool bias) -> (Tensor, Tensor, Tensor)");
+#define ACTIVATION_LAYER LAYER ", Tensor z, str activation"
+  m.def("linear_activation_backward(" ACTIVATION_LAYER ", bool bias) -> (Tensor, Tensor, Tensor)");
+  m.def("linear_activation_backward_nograd(" ACTIVATION_LAYER
+        ", bool bias) -> (Tensor, Tensor, Tensor)");
 #define GELU_LAYER LAYER ", Tensor z, str approximate"
   m.def("gelu_linear_backward(" GELU_LAYER ", bool bias) -> (Tensor, Tensor, Tensor)");
   m.def("gelu_linear_backward_nograd(" GELU_LAYER ", bool bias) -> (Tensor, Tensor, Tensor)");
   m.def("gelu_linear_dz(Tensor grad, Tensor z, str approximate) -> (Tensor, Tensor)");
   m.def("gelu_linear_dz_nograd(Tensor grad, Tensor z, str approximate) -> (Tensor, Tensor)");
 #undef GELU_LAYER
+#undef ACTIVATION_LAYER
 #undef LAYER
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedops, CPU, m) {
   m.impl("linear_backward", TORCH_BOX(&linear_backward));
   m.impl("linear_backward_nograd", TORCH_BOX(&linear_backward));
+  m.impl("linear_activation_backward", TORCH_BOX(&linear_activation_backward));
+  m.impl("linear_activation_backward_nograd", TORCH_BOX(&linear_activation_backward));
   m.impl("gelu_linear_backward", TORCH_BOX(&gelu_linear_backward));
   m.impl("gelu_linear_backward_nograd", TORCH_BOX(&gelu_linear_backward));
   m.impl("gelu_linear_dz", TORCH_BOX(&gelu_linear_dz));

@@ -41,7 +41,8 @@ class GELULinear(torch.nn.Linear):
         activation_dtype: None or ``torch.int8``, which needs an int8 weight: rows of input are
             rounded at each call, as for :func:`fusedops.gelu_linear_quantized`.
         device: where the parameters are made.
-        dtype: theirs, and the one inputs must have.
+        dtype: theirs, and the one inputs must have; with ``weight_dtype``, only what the weights
+            are drawn in before they are quantised.
 
     Raises:
         RuntimeError: an unknown ``approximate``, ``save`` or dtype; in forward as
@@ -116,7 +117,15 @@ class GELULinear(torch.nn.Linear):
         """A module of its own with the weights of an nn.Linear, followed by GELU.
 
         approximate is by default what a GELULinear has, else "none".
+
+        Raises:
+            RuntimeError: linear is a GELULinear with a ``weight_dtype``: its weight was rounded.
         """
+        if isinstance(linear, GELULinear) and linear.weight_dtype is not None:
+            raise RuntimeError(
+                "[GELULinear] linear must hold a floating-point weight of its own but got one with "
+                f"weight_dtype {linear.weight_dtype}"
+            )
         if approximate is None:
             approximate = linear.approximate if isinstance(linear, GELULinear) else "none"
         weight = linear.weight.detach()

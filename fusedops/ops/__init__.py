@@ -1,6 +1,5 @@
 """The public functions: contract, shape function and gradient of each op in a file of its own."""
 
-from fusedops.ops import linear_activation  # noqa: F401  (registers linear's)
 from fusedops.ops.gelu import gelu
 from fusedops.ops.gelu_linear import gelu_linear
 from fusedops.ops.linear import linear

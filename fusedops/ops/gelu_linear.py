@@ -11,7 +11,7 @@ from fusedops import _library, reference
 from fusedops._library import is_plain, is_recorded, is_recorded_alone, is_transformed, ops
 from fusedops.ops import packed
 from fusedops.ops.gelu import require_approximate
-from fusedops.ops.linear import (
+from fusedops.ops.layer import (
     autocast,
     backward_formula,
     factors,
@@ -55,8 +55,8 @@ def gelu_linear(
     Accuracy:
         Accumulated in float32 (float64 for float64), bias and GELU applied before the one rounding:
         |error| <= eps / 2 |y| + 1.13 (K + 1) eps32 (|input| @ |weight|.T + |bias|) + gelu(y),
-        eps32 = 2^-24; 1.13 is the largest slope of GELU, gelu(y) its own error: 2.5 ulp32(y), and
-        2^-15 |y| for float16 and bfloat16.
+        eps32 = 2^-24 (2^-53 for float64); 1.13 is the largest slope of GELU, gelu(y) its own error:
+        2.5 ulp32(y), 4 ulp(y) for float64, and 2^-15 |y| for float16 and bfloat16.
         bfloat16 on an ISA with the pair dot product (``avx512bf16``) adds
         2^-126 (sum |input| + sum |weight|) along K: the instruction takes subnormals as zero.
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from fusedops import _library, reference
 from fusedops._library import DTYPE_NAMES, is_plain, is_transformed, ops
 from fusedops.ops.gelu import require_approximate
-from fusedops.ops.linear import autocast
+from fusedops.ops.layer import autocast
+from fusedops.ops.packed import PackedLinear
 
 _OP = "gelu_linear_quantized"
 _INPUTS = (torch.float32, torch.float16, torch.bfloat16)
@@ -102,6 +103,8 @@ def gelu_linear_quantized(
 
     Source: Dettmers et al. 2022, arXiv:2208.07339 (absolute-maximum rounding by row and channel).
     """
+    if isinstance(weight, PackedLinear):
+        raise RuntimeError(f"[{_OP}] weight must be a tensor but got PackedLinear")
     (input,) = autocast(input)
     if activation_dtype not in (None, torch.int8):
         raise RuntimeError(

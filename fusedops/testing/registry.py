@@ -153,7 +153,7 @@ SPECS: Mapping[str, OpSpec] = {
             home="linear",
             schemas=(
                 *("linear", "linear_backward"),
-                *("linear_activation", "linear_activation_preact"),
+                *("linear_activation", "linear_activation_preact", "linear_activation_backward"),
                 *("linear_pack", "linear_packed", "linear_packed_out"),
             ),
             reference=reference.linear,
