@@ -43,9 +43,15 @@ _tracing = torch._C._get_tracing_state  # of torch.jit.trace
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether a call may go straight to the kernel: nothing records, transforms or traces it.
 
-    A forward-mode dual does not say ``requires_grad``: an open dual level is enough to say no.
+    A forward-mode dual does not say ``requires_grad``: an open dual level is enough to say no. What
+    jit.trace keeps may be differentiated later.
     """
-    if _is_compiling() or transform_level() is not None or forward_ad._current_level >= 0:
+    if (
+        _is_compiling()
+        or transform_level() is not None
+        or forward_ad._current_level >= 0
+        or _tracing() is not None
+    ):
         return False
     if _is_grad_enabled():
         for t in tensors:  # a loop: cheaper than any() over a generator

@@ -310,19 +310,23 @@ def test_symbolic_trace() -> None:
 
 # Autograd's functions cannot be saved; the ops that are traced in their place can.
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("learning", [False, True], ids=["traced-frozen", "traced-learning"])
 @pytest.mark.parametrize(
     "call",
     [
+        lambda x, w: fusedops.rope(x[None], w[:3, :4], w[1:, 4:]),
         lambda x, w: fusedops.gelu(x) @ w.t(),
         fusedops.linear,
         lambda x, w: fusedops.linear(x, w, activation="silu"),
         fusedops.gelu_linear,
         lambda x, w: fusedops.gelu_linear(x, w, save="none"),
     ],
-    ids=["gelu", "linear", "linear-silu", "gelu_linear-preact", "gelu_linear-none"],
+    ids=["rope", "gelu", "linear", "linear-silu", "gelu_linear-preact", "gelu_linear-none"],
 )
-def test_a_jit_trace_can_be_saved_and_differentiated(call: Callable[..., Tensor]) -> None:
-    leaves = [torch.randn(3, 8, requires_grad=True), torch.randn(4, 8, requires_grad=True)]
+def test_a_jit_trace_can_be_saved_and_differentiated(
+    call: Callable[..., Tensor], learning: bool
+) -> None:
+    leaves = [torch.randn(n, 8, requires_grad=learning) for n in (3, 4)]
     file = io.BytesIO()
     # The check traces again without gradients, where another op is called.
     torch.jit.save(torch.jit.trace(call, tuple(leaves), check_trace=False), file)
