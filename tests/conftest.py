@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-import fusedops
+sys.path.insert(0, str(Path(__file__).with_name("metal")))
+import lane
+
+lane.prepare()
+
+import fusedops  # noqa: E402
+
+lane.start()
 
 _LANES = pytest.StashKey[dict[str, set[str]]]()
 
@@ -17,7 +26,18 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=fusedops.isa.supported())
+@pytest.fixture(autouse=True, scope="session")
+def _device() -> Iterator[None]:
+    torch.set_default_device(lane.DEVICE)
+    yield
+    torch.set_default_device(None)
+
+
+# Which instruction set the CPU uses makes no difference to another device.
+_ISAS = fusedops.isa.supported() if lane.DEVICE == "cpu" else (fusedops.isa.current(),)
+
+
+@pytest.fixture(params=_ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every instruction set of this machine in turn, in force for the test and undone after it."""
     name: str = request.param
@@ -31,6 +51,17 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_LANES] = {"isa": set(), "dtype": set()}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """On a device without float64, what needs it is skipped."""
+    try:
+        return (yield)
+    except TypeError as error:
+        if lane.wants_float64(error, error.__traceback__):
+            pytest.skip("float64 does not exist on MPS")
+        raise
 
 
 @pytest.hookimpl(wrapper=True)
