@@ -63,7 +63,6 @@ metal::RopeFlags flags_of(const RopeArgs& a) {
 void dispatch(const RopeCall& c, const Tensor& cos, const View& cos_view, const Tensor& sin,
               const View& sin_view, const Side& q, const Side* k) {
   const RopeArgs& a = q.args;
-  if (a.batch * a.seq * a.head_dim == 0) return;
   const bool wide = by_four(q) && (!k || by_four(*k)) && by_four(a, cos_view, sin_view);
   const int64_t lanes = wide ? 4 : 1;
   const bool in_place =
@@ -119,9 +118,11 @@ void run(const RopeCall& c, std::initializer_list<Turn> turns) {
   for (const Turn& turn : turns) {
     check_extent(c.op, "x", turn.from);
     check_extent(c.op, "the result", turn.to);
+    if (turn.from.numel == 0) continue;
     const RopeArgs args = rope_arguments(c, turn.from, turn.to, cos_view, sin_view);
     sides[count++] = {&turn, without_idle_strides(args)};
   }
+  if (count == 0) return;
   const RopeArgs &q = sides[0].args, &k = sides[1].args;
   const bool together =
       count == 2 && q.batch == k.batch && q.seq == k.seq && q.head_dim == k.head_dim;
