@@ -9,28 +9,18 @@ left is C++ against emulator/metal_shim.h.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 BUILTINS = frozenset(
-    [
-        "thread_position_in_grid",
-        "thread_position_in_threadgroup",
-        "threadgroup_position_in_grid",
-        "threadgroups_per_grid",
-        "threads_per_threadgroup",
-        "dispatch_threads_per_threadgroup",
-        "threads_per_grid",
-        "thread_index_in_threadgroup",
-        "thread_index_in_simdgroup",
-        "simdgroup_index_in_threadgroup",
-        "simdgroups_per_threadgroup",
-        "threads_per_simdgroup",
-        "thread_execution_width",
-        "thread_index_in_quadgroup",
-        "quadgroup_index_in_threadgroup",
-    ]
+    (
+        *("thread_position_in_grid", "thread_position_in_threadgroup"),
+        *("threadgroup_position_in_grid", "threadgroups_per_grid", "threads_per_threadgroup"),
+        *("dispatch_threads_per_threadgroup", "threads_per_grid", "thread_index_in_threadgroup"),
+        *("thread_index_in_simdgroup", "simdgroup_index_in_threadgroup"),
+        *("simdgroups_per_threadgroup", "threads_per_simdgroup", "thread_execution_width"),
+        *("thread_index_in_quadgroup", "quadgroup_index_in_threadgroup"),
+    )
 )
 
 _TOKEN = re.compile(
@@ -370,7 +360,7 @@ class _Translator:
         return end + 1
 
     def _threadgroup_variable(self, i: int) -> int | None:
-        """``threadgroup T a[n], b;`` in a function: every thread of a group gets the same memory."""
+        """``threadgroup T a[n], b;``: every thread of a group gets the same memory."""
         tokens = self.tokens
         if "{" not in self.scopes or tokens[i - 1].text not in (";", "{", "}"):
             return None
@@ -401,10 +391,7 @@ class _Translator:
         for i, instance in enumerate(self.instances):
             kernel = self._definition(instance)
             if kernel.unsupported:
-                print(
-                    f"{instance.host_name}: no value for {kernel.unsupported[0]!r}, left out",
-                    file=sys.stderr,
-                )
+                yield f"// {instance.host_name}: nothing gives {kernel.unsupported[0]}"
                 continue
             function = f"&::{instance.function}{instance.arguments}"
             if self.lint:

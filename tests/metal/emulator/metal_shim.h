@@ -323,8 +323,8 @@ struct vinfo_<vec<T, N>> {
     return a;                                                                                 \
   }
 EMU_VBIN(+)
-EMU_VBIN(-) EMU_VBIN(*) EMU_VBIN(/) EMU_VBIN(%) EMU_VBIN(&) EMU_VBIN(|) EMU_VBIN(^) EMU_VBIN(<<)
-    EMU_VBIN(>>)
+EMU_VBIN(-)
+EMU_VBIN(*) EMU_VBIN(/) EMU_VBIN(%) EMU_VBIN(&) EMU_VBIN(|) EMU_VBIN(^) EMU_VBIN(<<) EMU_VBIN(>>)
 #define EMU_VCMP(op)                                                                    \
   template <class A, class B, class P = pair_<A, B>, class = std::enable_if_t<P::ok>>   \
   inline typename vinfo_<typename P::type>::boolv operator op(const A& x, const B& y) { \
@@ -334,9 +334,9 @@ EMU_VBIN(-) EMU_VBIN(*) EMU_VBIN(/) EMU_VBIN(%) EMU_VBIN(&) EMU_VBIN(|) EMU_VBIN
     for (int i = 0; i < vinfo_<V>::n; ++i) r.d[i] = a.d[i] op b.d[i];                   \
     return r;                                                                           \
   }
-        EMU_VCMP(<) EMU_VCMP(<=) EMU_VCMP(>) EMU_VCMP(>=) EMU_VCMP(==) EMU_VCMP(!=) EMU_VCMP(&&)
-            EMU_VCMP(||) template <class A, class L = lift_<A>, class = std::enable_if_t<L::ok>>
-            inline typename L::type operator-(const A& x) {
+    EMU_VCMP(<) EMU_VCMP(<=) EMU_VCMP(>) EMU_VCMP(>=) EMU_VCMP(==) EMU_VCMP(!=) EMU_VCMP(&&)
+        EMU_VCMP(||) template <class A, class L = lift_<A>, class = std::enable_if_t<L::ok>>
+        inline typename L::type operator-(const A& x) {
   typename L::type v = L::g(x);
   for (auto& e : v.d) e = -e;
   return v;
@@ -393,8 +393,9 @@ struct packed_vec {
   typedef metal::packed_vec<T, 3> packed_##T##3; \
   typedef metal::packed_vec<T, 4> packed_##T##4;
 EMU_VT(float)
-EMU_VT(half) EMU_VT(bfloat) EMU_VT(bool) EMU_VT(char) EMU_VT(uchar) EMU_VT(short) EMU_VT(ushort)
-    EMU_VT(int) EMU_VT(uint) EMU_VT(long) EMU_VT(ulong) namespace metal {
+EMU_VT(half)
+EMU_VT(bfloat) EMU_VT(bool) EMU_VT(char) EMU_VT(uchar) EMU_VT(short) EMU_VT(ushort) EMU_VT(int)
+    EMU_VT(uint) EMU_VT(long) EMU_VT(ulong) namespace metal {
   using ::bfloat;
   using ::float2;
   using ::float3;
@@ -615,22 +616,24 @@ EMU_VT(half) EMU_VT(bfloat) EMU_VT(bool) EMU_VT(char) EMU_VT(uchar) EMU_VT(short
     for (int i = 0; i < vinfo_<typename P::type>::n; ++i) a.d[i] = name(a.d[i], b.d[i]); \
     return a;                                                                            \
   }
-#define EMU_MATH1(M)                                                                            \
-  M(exp, __builtin_expf(x))                                                                     \
-  M(exp2, __builtin_exp2f(x)) M(exp10, emu_math::exp10(x)) M(log, __builtin_logf(x))            \
-      M(log2, __builtin_log2f(x)) M(log10, __builtin_log10f(x)) M(sqrt, __builtin_sqrtf(x))     \
-          M(rsqrt, emu_math::rsqrt(x)) M(sin, __builtin_sinf(x)) M(cos, __builtin_cosf(x))      \
-              M(tan, __builtin_tanf(x)) M(asin, __builtin_asinf(x)) M(acos, __builtin_acosf(x)) \
-                  M(atan, __builtin_atanf(x)) M(sinh, __builtin_sinhf(x))                       \
-                      M(cosh, __builtin_coshf(x)) M(tanh, __builtin_tanhf(x))                   \
-                          M(asinh, __builtin_asinhf(x)) M(acosh, __builtin_acoshf(x))           \
-                              M(atanh, __builtin_atanhf(x)) M(sinpi, emu_math::sinpi(x))        \
-                                  M(cospi, emu_math::cospi(x)) M(tanpi, emu_math::tanpi(x))
-#define EMU_EXACT1(M)                                                                             \
-  M(fabs, __builtin_fabsf(x))                                                                     \
-  M(ceil, __builtin_ceilf(x)) M(floor, __builtin_floorf(x)) M(trunc, __builtin_truncf(x))         \
-      M(round, __builtin_roundf(x)) M(rint, __builtin_nearbyintf(x)) M(fract, emu_math::fract(x)) \
-          M(sign, emu_math::sign(x)) M(saturate, emu_math::saturate(x))
+#define EMU_MATH1(M)                                                                              \
+  M(exp, __builtin_expf(x))                                                                       \
+  M(exp2, __builtin_exp2f(x))                                                                     \
+  M(exp10, emu_math::exp10(x)) M(log, __builtin_logf(x)) M(log2, __builtin_log2f(x))              \
+      M(log10, __builtin_log10f(x)) M(sqrt, __builtin_sqrtf(x)) M(rsqrt, emu_math::rsqrt(x))      \
+          M(sin, __builtin_sinf(x)) M(cos, __builtin_cosf(x)) M(tan, __builtin_tanf(x))           \
+              M(asin, __builtin_asinf(x)) M(acos, __builtin_acosf(x)) M(atan, __builtin_atanf(x)) \
+                  M(sinh, __builtin_sinhf(x)) M(cosh, __builtin_coshf(x))                         \
+                      M(tanh, __builtin_tanhf(x)) M(asinh, __builtin_asinhf(x))                   \
+                          M(acosh, __builtin_acoshf(x)) M(atanh, __builtin_atanhf(x))             \
+                              M(sinpi, emu_math::sinpi(x)) M(cospi, emu_math::cospi(x))           \
+                                  M(tanpi, emu_math::tanpi(x))
+#define EMU_EXACT1(M)                                                                          \
+  M(fabs, __builtin_fabsf(x))                                                                  \
+  M(ceil, __builtin_ceilf(x))                                                                  \
+  M(floor, __builtin_floorf(x)) M(trunc, __builtin_truncf(x)) M(round, __builtin_roundf(x))    \
+      M(rint, __builtin_nearbyintf(x)) M(fract, emu_math::fract(x)) M(sign, emu_math::sign(x)) \
+          M(saturate, emu_math::saturate(x))
 #define EMU_F1X(name, expr)                                               \
   inline float name(float x) { return expr; }                             \
   inline half name(half h) {                                              \
@@ -643,14 +646,15 @@ EMU_VT(half) EMU_VT(bfloat) EMU_VT(bool) EMU_VT(char) EMU_VT(uchar) EMU_VT(short
     for (auto& e : v.d) e = name(e);                                      \
     return v;                                                             \
   }
-#define EMU_MATH2(M)                                                                            \
-  M(pow, __builtin_powf(x, y))                                                                  \
-  M(powr, emu_math::powr(x, y)) M(atan2, __builtin_atan2f(x, y)) M(fmod, __builtin_fmodf(x, y)) \
-      M(fmin, __builtin_fminf(x, y)) M(fmax, __builtin_fmaxf(x, y))                             \
-          M(copysign, __builtin_copysignf(x, y)) M(fdim, emu_math::fdim(x, y))                  \
-              M(nextafter, __builtin_nextafterf(x, y))
+#define EMU_MATH2(M)                                                                             \
+  M(pow, __builtin_powf(x, y))                                                                   \
+  M(powr, emu_math::powr(x, y))                                                                  \
+  M(atan2, __builtin_atan2f(x, y)) M(fmod, __builtin_fmodf(x, y)) M(fmin, __builtin_fminf(x, y)) \
+      M(fmax, __builtin_fmaxf(x, y)) M(copysign, __builtin_copysignf(x, y))                      \
+          M(fdim, emu_math::fdim(x, y)) M(nextafter, __builtin_nextafterf(x, y))
   EMU_MATH1(EMU_F1)
-  EMU_EXACT1(EMU_F1X) EMU_MATH2(EMU_F2)
+  EMU_EXACT1(EMU_F1X)
+  EMU_MATH2(EMU_F2)
 // a float argument that is an integer converts to float, as with Apple's overload set
 #define EMU_I1(name)                                                       \
   template <class I, class = std::enable_if_t<std::is_integral<I>::value>> \
@@ -694,8 +698,8 @@ EMU_VT(half) EMU_VT(bfloat) EMU_VT(bool) EMU_VT(char) EMU_VT(uchar) EMU_VT(short
     return __builtin_##name((double)x);                                    \
   }
   EMU_CLS(isnan)
-  EMU_CLS(isinf) EMU_CLS(isfinite) EMU_CLS(isnormal)
-      EMU_CLS(signbit) inline bool isunordered(float a, float b) {
+  EMU_CLS(isinf)
+  EMU_CLS(isfinite) EMU_CLS(isnormal) EMU_CLS(signbit) inline bool isunordered(float a, float b) {
     return a != a || b != b;
   }
   inline bool isunordered(half a, half b) { return a != a || b != b; }
@@ -706,9 +710,10 @@ EMU_VT(half) EMU_VT(bfloat) EMU_VT(bool) EMU_VT(char) EMU_VT(uchar) EMU_VT(short
   inline T max(T a, T b) { return a < b ? b : a; } \
   inline T clamp(T x, T lo, T hi) { return min(max(x, lo), hi); }
   EMU_MM(char)
-  EMU_MM(uchar) EMU_MM(short) EMU_MM(ushort) EMU_MM(int) EMU_MM(uint) EMU_MM(long) EMU_MM(ulong)
-      EMU_MM(signed char) EMU_MM(long long)
-          EMU_MM(unsigned long long) inline float min(float a, float b) {
+  EMU_MM(uchar)
+  EMU_MM(short) EMU_MM(ushort) EMU_MM(int) EMU_MM(uint) EMU_MM(long) EMU_MM(ulong)
+      EMU_MM(signed char) EMU_MM(long long) EMU_MM(unsigned long long) inline float
+      min(float a, float b) {
     return __builtin_fminf(a, b);
   }
   inline float max(float a, float b) { return __builtin_fmaxf(a, b); }
@@ -730,7 +735,8 @@ EMU_VT(half) EMU_VT(bfloat) EMU_VT(bool) EMU_VT(char) EMU_VT(uchar) EMU_VT(short
     return a;                                                                            \
   }
   EMU_VMM(min)
-  EMU_VMM(max) template <class T, int N>
+  EMU_VMM(max)
+  template <class T, int N>
   inline vec<T, N> clamp(vec<T, N> x, vec<T, N> lo, vec<T, N> hi) {
     return min(max(x, lo), hi);
   }
@@ -1000,10 +1006,38 @@ inline T atomic_exchange_explicit(volatile atomic<T>* p, U d, memory_order) {
     return a;                                                                          \
   }
 EMU_ATOM(add, a + b)
-EMU_ATOM(sub, a - b) EMU_ATOM(min, a < b ? a : b) EMU_ATOM(max, a < b ? b : a) EMU_ATOM(and, a& b)
-    EMU_ATOM(or, a | b)
-        EMU_ATOM(xor, a ^ b) inline void atomic_thread_fence(mem_flags, memory_order = 0,
-                                                             thread_scope = thread_scope_device) {}
+EMU_ATOM(sub, a - b)
+EMU_ATOM(min, a < b ? a : b) EMU_ATOM(max, a < b ? b : a) EMU_ATOM(and, a& b) EMU_ATOM(or, a | b)
+EMU_ATOM(xor, a ^ b)
+#ifdef EMU_LINT
+#define EMU_ATOMIC_IN(space)                                                                   \
+  template <class T, class U>                                                                  \
+  void atomic_store_explicit(volatile __attribute__((address_space(space))) atomic<T>*, U,     \
+                             memory_order);                                                    \
+  template <class T>                                                                           \
+  T atomic_load_explicit(const volatile __attribute__((address_space(space))) atomic<T>*,      \
+                         memory_order);                                                        \
+  template <class T, class U>                                                                  \
+  bool atomic_compare_exchange_weak_explicit(volatile                                          \
+                                             __attribute__((address_space(space))) atomic<T>*, \
+                                             T*, U, memory_order, memory_order);               \
+  EMU_FETCH_IN(space, exchange)                                                                \
+  EMU_FETCH_IN(space, fetch_add)                                                               \
+  EMU_FETCH_IN(space, fetch_sub)                                                               \
+  EMU_FETCH_IN(space, fetch_min)                                                               \
+  EMU_FETCH_IN(space, fetch_max)                                                               \
+  EMU_FETCH_IN(space, fetch_and)                                                               \
+  EMU_FETCH_IN(space, fetch_or)                                                                \
+  EMU_FETCH_IN(space, fetch_xor)
+#define EMU_FETCH_IN(space, name)                                                          \
+  template <class T, class U>                                                              \
+  T atomic_##name##_explicit(volatile __attribute__((address_space(space))) atomic<T>*, U, \
+                             memory_order);
+    EMU_ATOMIC_IN(1) EMU_ATOMIC_IN(3)
+#endif
+        inline void atomic_thread_fence(mem_flags, memory_order = 0,
+                                        thread_scope = thread_scope_device) {
+}
 // ------------------------------------------------------------------ simdgroup
 template <class T>
 struct lanes_ {
@@ -1031,9 +1065,10 @@ inline void simd_gather_(int kind, T x, lanes_<T>& o) {
     return r;                         \
   }
 EMU_SRED(simd_sum, 1, 0, r + y)
-EMU_SRED(simd_product, 2, 1, r* y) EMU_SRED(simd_max, 3, 0, max(r, y))
-    EMU_SRED(simd_min, 4, 0, min(r, y)) EMU_SRED(simd_and, 5, 0, r& y)
-        EMU_SRED(simd_or, 6, 0, r | y) EMU_SRED(simd_xor, 7, 0, r ^ y) template <class T>
+EMU_SRED(simd_product, 2, 1, r* y)
+EMU_SRED(simd_max, 3, 0, max(r, y)) EMU_SRED(simd_min, 4, 0, min(r, y))
+    EMU_SRED(simd_and, 5, 0, r& y) EMU_SRED(simd_or, 6, 0, r | y)
+        EMU_SRED(simd_xor, 7, 0, r ^ y) template <class T>
         inline T simd_at_(const lanes_<T>& l, int src, T self, bool keep_self) {
   if (src < 0 || src > 31) return keep_self ? self : emu_poison_<T>();
   return (l.active >> src & 1) ? l.v[src] : emu_poison_<T>();
@@ -1250,11 +1285,11 @@ inline void simdgroup_store(const simdgroup_matrix<T, C, R>& m, T* dst, ulong ld
 EMU_SGL(1)
 EMU_SGL(3)
 #endif
-    template <class D, class A, class B, class CC>
-    inline void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d,
-                                              const simdgroup_matrix<A, 8, 8>& a,
-                                              const simdgroup_matrix<B, 8, 8>& b,
-                                              const simdgroup_matrix<CC, 8, 8>& c) {
+template <class D, class A, class B, class CC>
+inline void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d,
+                                          const simdgroup_matrix<A, 8, 8>& a,
+                                          const simdgroup_matrix<B, 8, 8>& b,
+                                          const simdgroup_matrix<CC, 8, 8>& c) {
   struct X {
     vec<A, 2> a;
     vec<B, 2> b;
