@@ -130,7 +130,9 @@ def linear_bound(call: Call, stepwise: bool = False) -> tuple[Tensor, ...]:
     elif activation != "relu":
         variant = _VARIANTS.get(activation, activation)
         error = 1.13 * error
-        error = error + _gelu_error(exact, y.abs() + error, variant, call.dtype, stepwise, call.on_mps)
+        error = error + _gelu_error(
+            exact, y.abs() + error, variant, call.dtype, stepwise, call.on_mps
+        )
     return (_rounded(y, error, call.dtype),)
 
 
@@ -139,9 +141,14 @@ _VARIANTS = {"gelu": "none", "gelu_tanh": "tanh", "gelu_quick": "quick"}
 
 
 def _gelu_error(
-    x: Tensor, y: Tensor, approximate: str, call: Call, stepwise: bool = False
+    x: Tensor,
+    y: Tensor,
+    approximate: str,
+    dtype: torch.dtype,
+    stepwise: bool = False,
+    on_mps: bool = False,
 ) -> Tensor:
-    """The error of y = gelu(x) in the type that the call is computed in: 4 ulp, plus conditioning.
+    """The error of y = gelu(x) in the type that dtype is computed in: 4 ulp, plus conditioning.
 
     ``none``: 4 ulp of the true result, the smallest number included (what ours holds in float32 is
     half of that, see docs/accuracy.md; this bound is everybody's). The others evaluate
