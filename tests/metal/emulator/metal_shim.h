@@ -1356,3 +1356,6 @@ inline simdgroup_matrix<T, 8, 8> operator*(const simdgroup_matrix<T, 8, 8>& a,
 #endif
 #define kernel
 #define simdgroup
+
+// Metal has no double.
+#define double metal_has_no_double
