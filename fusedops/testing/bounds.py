@@ -51,9 +51,10 @@ def rope_bound(call: Call, stepwise: bool = False) -> tuple[Tensor, ...]:
     y1 = x1 c - x2 s: each product errs by u of itself, together u * scale; their difference rounds
     by u |y| <= u * scale (1 + u). The sum is eps * scale (1 + u); 1.01 covers the second order.
     Products that underflow err by half of the smallest number each. Elements past rotary_dim are
-    copied: their bound is 0. On MPS two inputs, two tables, two products and the sum may be flushed:
-    what is lost is at most 1 + |x| + |table| times the smallest normal number each. In float64 the oracle errs as much itself: twice the bound. Stepwise
-    changes nothing: eager rope holds its steps in float32 too.
+    copied: their bound is 0. In float64 the oracle errs as much itself: twice the bound. On MPS two
+    inputs, two values of the tables, two products and their sum may be flushed: what is lost is
+    2 (|x| + |table|) + 3 times the smallest normal number, |x| the largest of all. Stepwise changes
+    nothing: eager rope holds its steps in float32 too.
     """
     oracle = call.exact()
     *xs, cos, sin, position_ids = oracle.args
@@ -69,7 +70,7 @@ def rope_bound(call: Call, stepwise: bool = False) -> tuple[Tensor, ...]:
         error = k * info.eps * (first + second.abs()) + info.smallest_normal * info.eps
         if call.on_mps:
             largest = x.abs().nan_to_num().amax() if x.numel() else 0.0
-            error = error + 2.0 * info.smallest_normal * (3.0 + largest)
+            error = error + info.smallest_normal * (5.0 + 2.0 * largest)
         exact = reference.rope(x, cos, sin, position_ids, **call.kwargs)
         bound = _rounded(exact, error, call.dtype)
         bound[..., 2 * cos.shape[-1] :] = 0.0
@@ -167,8 +168,8 @@ def _gelu_error(
     x / (1 + exp(-v)), where exp overflows while the quotient is subnormal: |x| times the smallest
     normal number; so is silu.
 
-    On MPS exp adds 4 eps and the product with it one; what is flushed, the exponential or the result,
-    is |x| and 1 times the smallest normal number, at most.
+    On MPS exp adds 4 eps and the product with it one; what is flushed, the exponential or the
+    result, is |x| and 1 times the smallest normal number, at most.
     """
     compute = wide_dtype(dtype)
     eps = torch.finfo(compute).eps
