@@ -89,7 +89,7 @@ def isa_rows() -> list[tuple[str, str, list[str]]]:
     ]
 
 
-def shader_source() -> str:
+def shader_source(folder: Path = METAL) -> str:
     """All shaders as one source: what the library hands to Metal's compiler."""
     seen: set[Path] = set()
     system: list[str] = []
@@ -109,17 +109,22 @@ def shader_source() -> str:
                 lines.append(line)
         return "".join(lines)
 
-    body = "".join(merged(path) for path in sorted(METAL.glob("*.metal")))
+    body = "".join(merged(path) for path in sorted(folder.glob("*.metal")))
     return "".join(dict.fromkeys(system)) + body
+
+
+def shader_header(source: str) -> str:
+    """The source as a C++ string, in pieces: compilers take no literal of any length."""
+    piece = 12_000
+    pieces = [source[i : i + piece] for i in range(0, len(source), piece)]
+    literal = "\n".join(f'R"metal({part})metal"' for part in pieces)
+    name = "namespace fusedops::mps"
+    return f"#pragma once\n{name} {{\nconstexpr char kShaders[] =\n{literal};\n}}  // {name}\n"
 
 
 def embed_shaders() -> Path:
     """Write shaders.h, which has the source as a string; the folder it is in."""
-    source, piece = shader_source(), 12_000  # compilers take no longer literals
-    pieces = [source[i : i + piece] for i in range(0, len(source), piece)]
-    literal = "\n".join(f'R"metal({part})metal"' for part in pieces)
-    text = f"#pragma once\nnamespace fusedops::mps {{\nconstexpr char kShaders[] =\n{literal};\n}}\n"
-    header = ROOT / "build/metal/shaders.h"
+    header, text = ROOT / "build/metal/shaders.h", shader_header(shader_source())
     header.parent.mkdir(parents=True, exist_ok=True)
     if not header.exists() or header.read_text("ascii") != text:
         header.write_text(text, "ascii")

@@ -53,11 +53,9 @@ DType floating(const char* op, const char* what, const View& v) {
       return DType::bf16;
     case ScalarType::Double:
       if (v.device == Device::cpu) return DType::f64;
-      [[fallthrough]];
+      fail(op, what, " must be float32, float16 or bfloat16 on MPS but got ", name_of(v.type));
     default:
-      fail(op, what, " must be float32, float16",
-           v.device == Device::cpu ? ", bfloat16 or float64" : " or bfloat16 on MPS", " but got ",
-           name_of(v.type));
+      fail(op, what, " must be float32, float16, bfloat16 or float64 but got ", name_of(v.type));
   }
 }
 

@@ -33,6 +33,16 @@ class Call:
         """The dtype of the main input, and so of the result."""
         return self.tensors[0].dtype
 
+    @property
+    def on_mps(self) -> bool:
+        """Whether it is a call of the Metal kernels, whose errors are their own."""
+        return self.tensors[0].device.type == "mps"
+
+    def exact(self) -> Call:
+        """The same numbers in float64, and all tensors on the CPU: not every device has that type."""
+        moved = Call(tuple(None if t is None else t.detach().cpu() for t in self.args), self.kwargs)
+        return moved.map(lambda t: t.to(torch.float64))
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Call:
         """The call with every floating-point tensor replaced by function of it."""
         return Call(
