@@ -324,7 +324,8 @@ struct vinfo_<vec<T, N>> {
   }
 EMU_VBIN(+)
 EMU_VBIN(-)
-EMU_VBIN(*) EMU_VBIN(/) EMU_VBIN(%) EMU_VBIN(&) EMU_VBIN(|) EMU_VBIN(^) EMU_VBIN(<<) EMU_VBIN(>>)
+EMU_VBIN(*)
+EMU_VBIN(/) EMU_VBIN(%) EMU_VBIN(&) EMU_VBIN(|) EMU_VBIN(^) EMU_VBIN(<<) EMU_VBIN(>>)
 #define EMU_VCMP(op)                                                                    \
   template <class A, class B, class P = pair_<A, B>, class = std::enable_if_t<P::ok>>   \
   inline typename vinfo_<typename P::type>::boolv operator op(const A& x, const B& y) { \
@@ -394,8 +395,9 @@ struct packed_vec {
   typedef metal::packed_vec<T, 4> packed_##T##4;
 EMU_VT(float)
 EMU_VT(half)
-EMU_VT(bfloat) EMU_VT(bool) EMU_VT(char) EMU_VT(uchar) EMU_VT(short) EMU_VT(ushort) EMU_VT(int)
-    EMU_VT(uint) EMU_VT(long) EMU_VT(ulong) namespace metal {
+EMU_VT(bfloat)
+EMU_VT(bool) EMU_VT(char) EMU_VT(uchar) EMU_VT(short) EMU_VT(ushort) EMU_VT(int) EMU_VT(uint)
+    EMU_VT(long) EMU_VT(ulong) namespace metal {
   using ::bfloat;
   using ::float2;
   using ::float3;
@@ -619,21 +621,21 @@ EMU_VT(bfloat) EMU_VT(bool) EMU_VT(char) EMU_VT(uchar) EMU_VT(short) EMU_VT(usho
 #define EMU_MATH1(M)                                                                              \
   M(exp, __builtin_expf(x))                                                                       \
   M(exp2, __builtin_exp2f(x))                                                                     \
-  M(exp10, emu_math::exp10(x)) M(log, __builtin_logf(x)) M(log2, __builtin_log2f(x))              \
-      M(log10, __builtin_log10f(x)) M(sqrt, __builtin_sqrtf(x)) M(rsqrt, emu_math::rsqrt(x))      \
-          M(sin, __builtin_sinf(x)) M(cos, __builtin_cosf(x)) M(tan, __builtin_tanf(x))           \
-              M(asin, __builtin_asinf(x)) M(acos, __builtin_acosf(x)) M(atan, __builtin_atanf(x)) \
-                  M(sinh, __builtin_sinhf(x)) M(cosh, __builtin_coshf(x))                         \
-                      M(tanh, __builtin_tanhf(x)) M(asinh, __builtin_asinhf(x))                   \
-                          M(acosh, __builtin_acoshf(x)) M(atanh, __builtin_atanhf(x))             \
-                              M(sinpi, emu_math::sinpi(x)) M(cospi, emu_math::cospi(x))           \
-                                  M(tanpi, emu_math::tanpi(x))
+  M(exp10, emu_math::exp10(x))                                                                    \
+  M(log, __builtin_logf(x)) M(log2, __builtin_log2f(x)) M(log10, __builtin_log10f(x))             \
+      M(sqrt, __builtin_sqrtf(x)) M(rsqrt, emu_math::rsqrt(x)) M(sin, __builtin_sinf(x))          \
+          M(cos, __builtin_cosf(x)) M(tan, __builtin_tanf(x)) M(asin, __builtin_asinf(x))         \
+              M(acos, __builtin_acosf(x)) M(atan, __builtin_atanf(x)) M(sinh, __builtin_sinhf(x)) \
+                  M(cosh, __builtin_coshf(x)) M(tanh, __builtin_tanhf(x))                         \
+                      M(asinh, __builtin_asinhf(x)) M(acosh, __builtin_acoshf(x))                 \
+                          M(atanh, __builtin_atanhf(x)) M(sinpi, emu_math::sinpi(x))              \
+                              M(cospi, emu_math::cospi(x)) M(tanpi, emu_math::tanpi(x))
 #define EMU_EXACT1(M)                                                                          \
   M(fabs, __builtin_fabsf(x))                                                                  \
   M(ceil, __builtin_ceilf(x))                                                                  \
-  M(floor, __builtin_floorf(x)) M(trunc, __builtin_truncf(x)) M(round, __builtin_roundf(x))    \
-      M(rint, __builtin_nearbyintf(x)) M(fract, emu_math::fract(x)) M(sign, emu_math::sign(x)) \
-          M(saturate, emu_math::saturate(x))
+  M(floor, __builtin_floorf(x))                                                                \
+  M(trunc, __builtin_truncf(x)) M(round, __builtin_roundf(x)) M(rint, __builtin_nearbyintf(x)) \
+      M(fract, emu_math::fract(x)) M(sign, emu_math::sign(x)) M(saturate, emu_math::saturate(x))
 #define EMU_F1X(name, expr)                                               \
   inline float name(float x) { return expr; }                             \
   inline half name(half h) {                                              \
@@ -646,12 +648,13 @@ EMU_VT(bfloat) EMU_VT(bool) EMU_VT(char) EMU_VT(uchar) EMU_VT(short) EMU_VT(usho
     for (auto& e : v.d) e = name(e);                                      \
     return v;                                                             \
   }
-#define EMU_MATH2(M)                                                                             \
-  M(pow, __builtin_powf(x, y))                                                                   \
-  M(powr, emu_math::powr(x, y))                                                                  \
-  M(atan2, __builtin_atan2f(x, y)) M(fmod, __builtin_fmodf(x, y)) M(fmin, __builtin_fminf(x, y)) \
-      M(fmax, __builtin_fmaxf(x, y)) M(copysign, __builtin_copysignf(x, y))                      \
-          M(fdim, emu_math::fdim(x, y)) M(nextafter, __builtin_nextafterf(x, y))
+#define EMU_MATH2(M)                                                                           \
+  M(pow, __builtin_powf(x, y))                                                                 \
+  M(powr, emu_math::powr(x, y))                                                                \
+  M(atan2, __builtin_atan2f(x, y))                                                             \
+  M(fmod, __builtin_fmodf(x, y)) M(fmin, __builtin_fminf(x, y)) M(fmax, __builtin_fmaxf(x, y)) \
+      M(copysign, __builtin_copysignf(x, y)) M(fdim, emu_math::fdim(x, y))                     \
+          M(nextafter, __builtin_nextafterf(x, y))
   EMU_MATH1(EMU_F1)
   EMU_EXACT1(EMU_F1X)
   EMU_MATH2(EMU_F2)
@@ -661,9 +664,9 @@ EMU_VT(bfloat) EMU_VT(bool) EMU_VT(char) EMU_VT(uchar) EMU_VT(short) EMU_VT(usho
   inline float name(I x) {                                                 \
     return name((float)x);                                                 \
   }
-      EMU_I1(exp) EMU_I1(exp2) EMU_I1(log) EMU_I1(log2) EMU_I1(sqrt) EMU_I1(rsqrt) EMU_I1(sin)
-          EMU_I1(cos) EMU_I1(floor) EMU_I1(ceil)
-              EMU_I1(tanh) inline float fma(float a, float b, float c) {
+  EMU_I1(exp)
+  EMU_I1(exp2) EMU_I1(log) EMU_I1(log2) EMU_I1(sqrt) EMU_I1(rsqrt) EMU_I1(sin) EMU_I1(cos)
+      EMU_I1(floor) EMU_I1(ceil) EMU_I1(tanh) inline float fma(float a, float b, float c) {
     return __builtin_fmaf(a, b, c);
   }
   inline half fma(half a, half b, half c) {
@@ -711,8 +714,9 @@ EMU_VT(bfloat) EMU_VT(bool) EMU_VT(char) EMU_VT(uchar) EMU_VT(short) EMU_VT(usho
   inline T clamp(T x, T lo, T hi) { return min(max(x, lo), hi); }
   EMU_MM(char)
   EMU_MM(uchar)
-  EMU_MM(short) EMU_MM(ushort) EMU_MM(int) EMU_MM(uint) EMU_MM(long) EMU_MM(ulong)
-      EMU_MM(signed char) EMU_MM(long long) EMU_MM(unsigned long long) inline float
+  EMU_MM(short)
+  EMU_MM(ushort) EMU_MM(int) EMU_MM(uint) EMU_MM(long) EMU_MM(ulong) EMU_MM(signed char)
+      EMU_MM(long long) EMU_MM(unsigned long long) inline float
       min(float a, float b) {
     return __builtin_fminf(a, b);
   }
@@ -1007,8 +1011,8 @@ inline T atomic_exchange_explicit(volatile atomic<T>* p, U d, memory_order) {
   }
 EMU_ATOM(add, a + b)
 EMU_ATOM(sub, a - b)
-EMU_ATOM(min, a < b ? a : b) EMU_ATOM(max, a < b ? b : a) EMU_ATOM(and, a& b) EMU_ATOM(or, a | b)
-EMU_ATOM(xor, a ^ b)
+EMU_ATOM(min, a < b ? a : b)
+EMU_ATOM(max, a < b ? b : a) EMU_ATOM(and, a& b) EMU_ATOM(or, a | b) EMU_ATOM(xor, a ^ b)
 #ifdef EMU_LINT
 #define EMU_ATOMIC_IN(space)                                                                   \
   template <class T, class U>                                                                  \
@@ -1066,10 +1070,10 @@ inline void simd_gather_(int kind, T x, lanes_<T>& o) {
   }
 EMU_SRED(simd_sum, 1, 0, r + y)
 EMU_SRED(simd_product, 2, 1, r* y)
-EMU_SRED(simd_max, 3, 0, max(r, y)) EMU_SRED(simd_min, 4, 0, min(r, y))
-    EMU_SRED(simd_and, 5, 0, r& y) EMU_SRED(simd_or, 6, 0, r | y)
-        EMU_SRED(simd_xor, 7, 0, r ^ y) template <class T>
-        inline T simd_at_(const lanes_<T>& l, int src, T self, bool keep_self) {
+EMU_SRED(simd_max, 3, 0, max(r, y))
+EMU_SRED(simd_min, 4, 0, min(r, y)) EMU_SRED(simd_and, 5, 0, r& y) EMU_SRED(simd_or, 6, 0, r | y)
+    EMU_SRED(simd_xor, 7, 0, r ^ y) template <class T>
+    inline T simd_at_(const lanes_<T>& l, int src, T self, bool keep_self) {
   if (src < 0 || src > 31) return keep_self ? self : emu_poison_<T>();
   return (l.active >> src & 1) ? l.v[src] : emu_poison_<T>();
 }
