@@ -14,9 +14,9 @@ export FUSEDOPS_WERROR := 1
 
 # What the extension is made of. Directories count too: a removed file must rebuild as well.
 SOURCES := setup.py pyproject.toml $(shell find csrc metal 2>/dev/null)
-CXX_FILES = $(shell find csrc metal -name '*.h' -o -name '*.cpp' -o -name '*.metal' 2>/dev/null)
+CXX_FILES = $(shell find csrc metal tests/metal -name '*.h' -o -name '*.cpp' -o -name '*.metal' 2>/dev/null)
 
-.PHONY: help build test test-fast test-wheel demo bars docs peers lint format clean
+.PHONY: help build test test-fast test-wheel test-metal demo bars docs peers lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test-fast: build $(STAMPS)/test ## all but the slow tests: three minutes
 
 test-wheel: build $(STAMPS)/test $(STAMPS)/demo ## the fast lane on a wheel in an environment of its own
 	@bash scripts/test-wheel.sh
+
+test-metal: build $(STAMPS)/test ## Metal without a Mac: shaders, their host code and the tests on an emulator
+	@bash scripts/test-metal.sh
 
 demo: build $(STAMPS)/demo ## the ladder verified and timed, and a real model with fusedops inside
 	$(PY) benchmarks/demo.py
