@@ -55,7 +55,7 @@ typedef complex_t<float> complex64_t;
 
 
 def special_functions(folder: Path) -> str:
-    """c10/metal/special_math.h against torch on the CPU:"""
+    """c10/metal/special_math.h against torch on the CPU."""
     source = folder / "special.metal"
     names = ("erf", "log_gamma", "digamma", "i0")
     kernels = "".join(
@@ -137,12 +137,12 @@ def mlx_rms_norm(folder: Path) -> str:
     return name
 
 
-# M, N, K, their leading dimensions, tiles; batch strides; swizzle, whole steps of K, batch dimensions.
+# M, N, K, leading dimensions, tiles; batch strides; swizzle, whole steps of K, batch dimensions.
 _GEMM_PARAMETERS = struct.Struct("8i3q3i4x")
 
 
 def mlx_gemm(folder: Path) -> str:
-    """MLX's steel GEMM, x times a transposed weight of ragged sizes:"""
+    """MLX's steel GEMM, x times a transposed weight of ragged sizes."""
     root = mlx(folder)
     source = folder / "gemm.metal"
     instance = "gemm<float, 32, 32, 16, 2, 2, false, true>"

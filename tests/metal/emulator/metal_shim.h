@@ -647,6 +647,7 @@ inline float fdim(float x, float y) { return __builtin_fdimf(x, y); }
     for (int i = 0; i < vinfo_<typename P::type>::n; ++i) a.d[i] = name(a.d[i], b.d[i]); \
     return a;                                                                            \
   }
+// clang-format off
 #define EMU_MATH1(M)                                                                          \
   M(exp, __builtin_expf(x))                                                                   \
   M(exp2, __builtin_exp2f(x))                                                                 \
@@ -690,6 +691,7 @@ inline float fdim(float x, float y) { return __builtin_fdimf(x, y); }
   M(fmax, __builtin_fmaxf(x, y))                                       \
   M(copysign, __builtin_copysignf(x, y)) M(fdim, emu_math::fdim(x, y)) \
       M(nextafter, __builtin_nextafterf(x, y))
+// clang-format on
 EMU_MATH1(EMU_F1);
 EMU_EXACT1(EMU_F1X);
 EMU_MATH2(EMU_F2);
@@ -710,10 +712,7 @@ EMU_I1(cos);
 EMU_I1(floor);
 EMU_I1(ceil);
 EMU_I1(tanh);
-inline float fma(float a, float b, float c);
-{
-  return __builtin_fmaf(a, b, c);
-}
+inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline half fma(half a, half b, half c) {
   return (half)__builtin_fmaf((float)a, (float)b, (float)c);
 }
@@ -750,10 +749,7 @@ EMU_CLS(isinf);
 EMU_CLS(isfinite);
 EMU_CLS(isnormal);
 EMU_CLS(signbit);
-inline bool isunordered(float a, float b);
-{
-  return a != a || b != b;
-}
+inline bool isunordered(float a, float b) { return a != a || b != b; }
 inline bool isunordered(half a, half b) { return a != a || b != b; }
 inline bool isunordered(bfloat a, bfloat b) { return a != a || b != b; }
 // integer / common min max clamp abs
