@@ -32,8 +32,10 @@ step "order0: the tests on the device mps"
 EMU_CAPTURE=$PWD/$work/launches "$python" -m pytest -q tests/test_device.py tests/test_rope.py \
   tests/test_gelu.py tests/test_linear.py tests/test_gelu_linear.py tests/metal/test_fakemps.py \
   tests/metal/test_traffic.py
-step "mutants: faults planted in the host code"
-"$python" -m pytest -q tests/metal/test_host_mutants.py
+step "mutants: faults planted in the host code, beside the next three lanes"
+"$python" -m pytest -q tests/metal/test_host_mutants.py >$work/mutants.log 2>&1 &
+mutants=$!
+trap 'kill $mutants 2>/dev/null || true' EXIT
 # The order of threads and the accuracy of functions make a difference to kernels alone.
 for order in 1 2; do
   step "order$order: the samples of every op"
@@ -41,6 +43,12 @@ for order in 1 2; do
 done
 step "fuzz: functions of mathematics err by up to 4 ulp"
 EMU_FUZZ_ULP=4 "$python" -m pytest -q tests/test_device.py
+wait $mutants || {
+  cat $work/mutants.log
+  die "a fault that was planted in the host code was not noticed"
+}
+trap - EXIT
+tail -1 $work/mutants.log
 unset FUSEDOPS_TEST_DEVICE
 
 for name in asan tsan; do
