@@ -1,5 +1,5 @@
-// The vector contract of csrc/simd/simd.h, for the ISA this is compiled for. Run by test_simd.py; prints
-// what is wrong and exits 1.
+// The vector contract of csrc/simd/simd.h, for the ISA this is compiled for. Part of kernels_test;
+// prints what is wrong.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -11,10 +11,9 @@ using namespace fusedops::FUSEDOPS_ISA;
 
 static int failures = 0;
 
-#define EXPECT(condition)                                      \
-  do {                                                         \
-    if (!(condition) && ++failures <= 20)                      \
-      std::printf("line %d: %s\n", __LINE__, #condition);      \
+#define EXPECT(condition)                                                                     \
+  do {                                                                                        \
+    if (!(condition) && ++failures <= 20) std::printf("line %d: %s\n", __LINE__, #condition); \
   } while (0)
 
 template <class To, class From>
@@ -68,7 +67,8 @@ static void check_arithmetic() {
            for (int i = 0; i < N; i++) a[i] = static_cast<T>(i);
            return a;
          }())) == static_cast<T>(N * (N - 1) / 2));
-  // The product of these two differs from the third by less than a rounding: only a fused sum sees it.
+  // The product of these two differs from the third by less than a rounding: only a fused sum sees
+  // it.
   const T u = 1 + (sizeof(T) == 4 ? T(0x1p-12) : T(0x1p-27));
   store(e, fma(set1<V>(u), set1<V>(u), set1<V>(-(u * u))));
   EXPECT(e[N - 1] == std::fma(u, u, -(u * u)));
@@ -146,7 +146,8 @@ static float value_of_bf16(uint16_t u) { return bits_of<float>(static_cast<uint3
 static float value_of_f16(uint16_t u) {
   if (u >= 0x7c00) return u == 0x7c00 ? INFINITY : NAN;
   const int exponent = u >> 10, fraction = u & 1023;
-  return static_cast<float>(exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24));
+  return static_cast<float>(exponent ? std::ldexp(1024 + fraction, exponent - 25)
+                                     : std::ldexp(fraction, -24));
 }
 
 static void check_rounding() {
@@ -154,7 +155,9 @@ static void check_rounding() {
   for (int i = 0; i < 200000; i++) {
     seed = seed * 1664525u + 1013904223u;
     float x = bits_of<float>(seed);
-    if (i % 2) x = std::ldexp(1.f + static_cast<float>(seed >> 9) * 0x1p-23f, static_cast<int>(seed % 44) - 27);
+    if (i % 2)
+      x = std::ldexp(1.f + static_cast<float>(seed >> 9) * 0x1p-23f,
+                     static_cast<int>(seed % 44) - 27);
     if (std::isnan(x)) continue;
     float in[Vf::N];
     for (float& lane : in) lane = x;
@@ -167,7 +170,58 @@ static void check_rounding() {
   }
 }
 
-int main() {
+#ifdef FUSEDOPS_BF16_DOT
+// Small integers: no sum of them is rounded, in whatever order.
+static void check_bf16_pairs() {
+  bf16 a[2 * Vf::N], b[2 * Vf::N];
+  float acc[Vf::N], out[Vf::N];
+  const auto bits = [](int i) {
+    return bf16{static_cast<uint16_t>(bits_of<uint32_t>(static_cast<float>(i)) >> 16)};
+  };
+  for (int n = 0; n <= 2 * Vf::N; n++) {
+    for (int i = 0; i < 2 * Vf::N; i++) a[i] = bits(i % 7 - 3), b[i] = bits(i % 5 + 1);
+    for (int i = 0; i < Vf::N; i++) acc[i] = static_cast<float>(i);
+    const auto product = [n](int i) { return i < n ? (i % 7 - 3) * (i % 5 + 1) : 0; };
+    store(out, dot_pairs(load<Vf>(acc), load_pairs_n(a, n), load_pairs(b)));
+    for (int i = 0; i < Vf::N; i++) {
+      const int exact = i + product(2 * i) + product(2 * i + 1);
+      EXPECT(out[i] == static_cast<float>(exact));
+    }
+  }
+  store(out, dot_pairs(load<Vf>(acc), broadcast_pair(a), load_pairs(b)));
+  EXPECT(out[1] == 1.f - 3 * 3 - 2 * 4);
+  store(out, dot_pairs(load<Vf>(acc), broadcast_half(a), load_pairs(b)));
+  EXPECT(out[1] == 1.f - 3 * 3);
+}
+#endif
+
+#ifdef FUSEDOPS_F16_DOT
+static void check_f16_pairs() {
+  f16 a[2 * Vf::N], b[2 * Vf::N];
+  float acc[Vf::N], out[Vf::N];
+  constexpr uint16_t integers[] = {0, 0x3c00, 0x4000, 0x4200, 0x4400, 0x4500};
+  for (int i = 0; i < 2 * Vf::N; i++) a[i].bits = integers[i % 6], b[i].bits = integers[i % 5];
+  for (float& lane : acc) lane = 0;
+  for (int n = 0; n <= 2 * Vf::N; n++) {
+    int exact = 0;
+    for (int i = 0; i < n; i++) exact += i % 6 * (i % 5);
+    EXPECT(sum(dot_pairs(load<Vf>(acc), load_pairs_n(a, n), load_pairs(b), a)) ==
+           static_cast<float>(exact));
+  }
+  const Vf packed = pack_pairs(load_pairs(b), b);
+  for (int i = 0; i < Vf::N; i++) acc[i] = static_cast<float>(i);
+  store(out, dot_broadcast(load<Vf>(acc), broadcast_pair(a + 2), packed, a));
+  for (int i = 0; i < Vf::N; i++)
+    EXPECT(out[i] == static_cast<float>(i + 2 * (2 * i % 5) + 3 * ((2 * i + 1) % 5)));
+  store(out, dot_broadcast(load<Vf>(acc), broadcast_half(a + 2), packed, a));
+  for (int i = 0; i < Vf::N; i++) EXPECT(out[i] == static_cast<float>(i + 2 * (2 * i % 5)));
+}
+#endif
+
+namespace fusedops::FUSEDOPS_ISA {
+int check_vectors();  // the number of what is wrong
+int check_vectors() {
+  failures = 0;
   check_moves<Vf, float>();
   check_moves<Vd, double>();
   check_arithmetic<Vf, float>();
@@ -175,6 +229,12 @@ int main() {
   check_lookup();
   check_widening();
   check_rounding();
-  std::printf("%d failures\n", failures);
-  return failures != 0;
+#ifdef FUSEDOPS_BF16_DOT
+  check_bf16_pairs();
+#endif
+#ifdef FUSEDOPS_F16_DOT
+  check_f16_pairs();
+#endif
+  return failures;
 }
+}  // namespace fusedops::FUSEDOPS_ISA

@@ -32,6 +32,12 @@
 //                                    the first n elements), broadcast_pair(p), broadcast_half(p)
 //                                    (the pair *p, 0), dot_pairs(acc, a, b). It takes subnormals as
 //                                    0.
+//   kF16Dot                          the same for f16, exact products, one rounding each:
+//   load_pairs,
+//                                    load_pairs_n; dot_pairs(acc, a, b, p): the sums of all lanes
+//                                    are the dot product, not lane by lane; broadcast_pair,
+//                                    broadcast_half, pack_pairs(v, p) (of lanes that hold pairs)
+//                                    and dot_broadcast(acc, broadcast, packed, p), lane by lane
 //   prefetch(p)                      hint, any address
 //   stream_fence()                   after the last stream()
 //   copy_string(to, from, n)         n bytes by the CPU's own copy instruction,
@@ -62,6 +68,12 @@ struct Vec;
 #include FUSEDOPS_SIMD_HEADER
 
 namespace fusedops::FUSEDOPS_ISA {
+
+#ifdef FUSEDOPS_F16_DOT
+constexpr bool kF16Dot = true;
+#else
+constexpr bool kF16Dot = false;
+#endif
 
 FUSEDOPS_INLINE void copy_string(char* to, const char* from, int64_t n) {
 #if defined(__x86_64__)

@@ -21,11 +21,19 @@ struct Operands {
     return FUSEDOPS_ISA::load_n<V>(p, n);
   }
   FUSEDOPS_INLINE V broadcast(const X* p) { return FUSEDOPS_ISA::broadcast<V>(p); }
+  FUSEDOPS_INLINE V packed(V b) { return b; }
   FUSEDOPS_INLINE V multiply_add(V a, V b, V acc) { return mul_add(a, b, acc); }
+  FUSEDOPS_INLINE V multiply_broadcast(V a, V b, V acc) { return mul_add(a, b, acc); }
 };
 
-// Two bf16 of k in a lane, x and w as they are stored. The dot product takes subnormal inputs and
-// sums as zero: an error of at most 2^-126 times the other factor, which the ops' contracts name.
+template <class T>
+constexpr bool kIsF16 = false;
+template <>
+constexpr bool kIsF16<f16> = true;
+
+// Two 16-bit elements of k in a lane, x and w as they are stored. The dot product of bf16 takes
+// subnormal inputs and sums as zero: an error of at most 2^-126 times the other factor, which the
+// ops' contracts name. That of f16 is the same as widened, but for the order of few rows.
 template <class T>
 struct Operands<T, true> {
   using V = Vec<compute_t<T>>;
@@ -36,13 +44,32 @@ struct Operands<T, true> {
   FUSEDOPS_INLINE V load_n(const T* p, int n) { return load_pairs_n(p, n); }
   FUSEDOPS_INLINE V broadcast(const T* p) { return broadcast_pair(p); }
   FUSEDOPS_INLINE V broadcast_last(const T* p) { return broadcast_half(p); }
-  FUSEDOPS_INLINE V multiply_add(V a, V b, V acc) { return dot_pairs(acc, a, b); }
+  FUSEDOPS_INLINE V packed(V b) {
+    if constexpr (kIsF16<T>)
+      return pack_pairs(b, static_cast<const T*>(nullptr));
+    else
+      return b;
+  }
+  FUSEDOPS_INLINE V multiply_add(V a, V b, V acc) {
+    if constexpr (kIsF16<T>)
+      return dot_pairs(acc, a, b, static_cast<const T*>(nullptr));
+    else
+      return dot_pairs(acc, a, b);
+  }
+  FUSEDOPS_INLINE V multiply_broadcast(V a, V b, V acc) {
+    if constexpr (kIsF16<T>)
+      return dot_broadcast(acc, a, b, static_cast<const T*>(nullptr));
+    else
+      return dot_pairs(acc, a, b);
+  }
 };
 
 template <class T>
 constexpr bool kInPairs = false;
 template <>
 constexpr bool kInPairs<bf16> = kBf16Dot;
+template <>
+constexpr bool kInPairs<f16> = kF16Dot;
 template <class T>
 using operands_t = Operands<T, kInPairs<T>>;
 

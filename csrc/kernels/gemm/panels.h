@@ -30,7 +30,7 @@ FUSEDOPS_INLINE void transpose_square(const T* w, int64_t ldw, int64_t rows, int
   }
   transpose(r);
 #pragma GCC unroll 16
-  for (int i = 0; i < V::N; i++) store(panel + i * kPanelColumns<T>, r[i]);
+  for (int i = 0; i < V::N; i++) store(panel + i * kPanelColumns<T>, O::packed(r[i]));
 }
 
 // panel[step][column] = w[column][step]; columns past `cols` and elements past k are zero.
@@ -70,7 +70,7 @@ __attribute__((noinline)) void tile(const typename operands_t<T>::X* x, int64_t 
     for (int i = 0; i < Rows; i++) {
       const V a = x_at(x + i * ldx);
 #pragma GCC unroll 4
-      for (int j = 0; j < kTileVectors; j++) acc[i][j] = O::multiply_add(a, b[j], acc[i][j]);
+      for (int j = 0; j < kTileVectors; j++) acc[i][j] = O::multiply_broadcast(a, b[j], acc[i][j]);
     }
     panel += columns;
     x += O::kStep;
