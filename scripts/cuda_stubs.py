@@ -1,6 +1,6 @@
 """Shared libraries that stand for NVIDIA's where an aarch64 torch is built for CUDA: no device.
 
-Usage: cuda_stubs.py FOLDER_OF_CROSS_TOOLS TORCH_LIB OUT. Does nothing for a torch built without CUDA.
+Usage: cuda_stubs.py CROSS_TOOLS TORCH_LIB OUT. Does nothing for a torch built without CUDA.
 """
 
 from __future__ import annotations

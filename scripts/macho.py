@@ -1,8 +1,8 @@
 """Mach-O files read without Apple's tools: link stubs for the system's C++ library, and an audit.
 
-macho.py stub OUT DYLIB...              a stub of libc++ with the symbols that these import of it
-macho.py audit WHEEL FOLDER...          what the binaries of a wheel import, held to the libraries of
-                                        the torch wheels in these folders; prints a summary
+macho.py stub OUT DYLIB...      a stub of libc++ with the symbols that these import of it
+macho.py audit WHEEL FOLDER...  what the binaries of a wheel import, held to the libraries of the
+                                torch wheels in these folders; prints a summary
 """
 
 from __future__ import annotations
