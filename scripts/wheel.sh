@@ -53,24 +53,39 @@ case $target in
   macosx-14.0-arm64)
     need_python_311
     newest_lib=$(macos_torch "$torch") oldest_lib=$(macos_torch "$oldest")
+    # The newest torch needs macOS 14 as well: what it imports is there.
     "$python" scripts/macho.py stub build/macos/libc++.1.tbd \
-      "$oldest_lib"/lib{torch_cpu,c10,torch_python}.dylib
+      "$newest_lib"/lib{torch_cpu,c10,torch_python,shm}.dylib
     # Python's headers with the configuration of macOS before them.
     rm -rf build/macos/python
     cp -R "$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')" build/macos/python
     cp scripts/macos/pyconfig.h build/macos/python/pyconfig.h
     # zig c++ would link a C++ library of its own; the system's is named by its path.
-    cat >build/macos/c++ <<SH
-#!/bin/sh
-zig="$python -m ziglang"
+    cat >"$work/c++" <<SH
+#!/bin/bash
+# zig has other names for what follows -march=.
+# Nothing of the C++ library that came after the macOS that is named: zig leaves that off.
+language=c++ libraries=()
+flags=(-fno-sized-deallocation -D_LIBCPP_HAS_VENDOR_AVAILABILITY_ANNOTATIONS=1)
 for flag; do
-  if [ "\$flag" = -shared ]; then
-    exec \$zig cc -target aarch64-macos.14.0 "\$@" "$PWD/build/macos/libc++.1.tbd"
-  fi
+  case \$flag in
+    -shared) language=cc libraries=("$PWD/build/macos/libc++.1.tbd") ;;
+    -march=armv8-a*) flag=-mcpu=generic ;;
+    -march=armv8.2-a*)
+      flag=-mcpu=generic+v8_2a\${flag#-march=armv8.2-a}
+      flag=\${flag/+fp16+/+fullfp16+}
+      ;;
+  esac
+  flags+=("\$flag")
 done
-exec \$zig c++ -target aarch64-macos.14.0 -fno-sized-deallocation "\$@"
+exec "$python" -m ziglang "\$language" -target aarch64-macos.14.0 "\${flags[@]}" "\${libraries[@]}"
 SH
-    chmod +x build/macos/c++
+    # Objects of another compiler are not those of this one.
+    if ! cmp -s "$work/c++" build/macos/c++; then
+      rm -rf "build/ninja-$target"
+      cp "$work/c++" build/macos/c++
+      chmod +x build/macos/c++
+    fi
     export ZIG_GLOBAL_CACHE_DIR=$PWD/build/macos/zig ZIG_LOCAL_CACHE_DIR=$PWD/build/macos/zig
     export FUSEDOPS_TARGET=$target CXX=$PWD/build/macos/c++
     export FUSEDOPS_TARGET_TORCH=$oldest_lib FUSEDOPS_TARGET_PYTHON=$PWD/build/macos/python

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -17,7 +18,17 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=fusedops.isa.supported())
+def _isas() -> list[str]:
+    """The instruction sets of this machine, or those of them that FUSEDOPS_TEST_ISA names."""
+    only = os.environ.get("FUSEDOPS_TEST_ISA", "")
+    chosen = only.split(",") if only else [*fusedops.isa.supported()]
+    for name in chosen:
+        with fusedops.isa.use(name):
+            pass  # an error for what this machine does not have
+    return chosen
+
+
+@pytest.fixture(params=_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every instruction set of this machine in turn, in force for the test and undone after it."""
     name: str = request.param
