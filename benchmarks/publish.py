@@ -153,8 +153,8 @@ def calls_results(record: Record) -> list[Result]:
 
 
 def sweep_results(record: Record) -> list[Result]:
-    """The cases of random shapes."""
-    return [r for r in record.results if r.case.shape.startswith("random/")]
+    """The cases of random shapes, and of every layout."""
+    return [r for r in record.results if r.case.shape.startswith(("random/", "forms/"))]
 
 
 def op_results(record: Record) -> list[Result]:

@@ -49,7 +49,7 @@ wheels() {
   for platform in 2_28 2_27 2_17; do options+=(--platform "manylinux_${platform}_aarch64"); done
   rm -rf "$venv"
   mkdir -p "$site"
-  local pip=("$host" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore)
+  local pip=("$host" -m pip install -qq --disable-pip-version-check --root-user-action=ignore)
   "${pip[@]}" --target "$site" "${options[@]}" "torch==$torch"
   "${pip[@]}" --target "$site" "${options[@]}" -r "$root/requirements/arm64.txt"
   rm -rf "$site"/torch/test "$site"/torch/bin/protoc* "$site"/torch/lib/libtorch_cuda_linalg.so

@@ -14,7 +14,7 @@ die() {
   echo "wheel: $*" >&2
   exit 1
 }
-pip() { "$python" -m pip --quiet --disable-pip-version-check "$@"; }
+pip() { "$python" -m pip -qq --disable-pip-version-check "$@"; }
 need_python_311() {
   "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' ||
     die "another machine's wheel is built by Python 3.11, which .venv is not"

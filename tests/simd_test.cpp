@@ -170,6 +170,38 @@ static void check_rounding() {
   }
 }
 
+// load2, store2 and stream2 are two of the single ones, bit for bit.
+template <class V, class T>
+static void check_two() {
+  constexpr int N = V::N;
+  using lane = decltype(sum(V{}));
+  alignas(64) T two[2 * N], twice[2 * N];
+  alignas(64) lane in[2 * N], a[N], b[N];
+  uint32_t seed = 1;
+  for (int round = 0; round < 20000; round++) {
+    for (lane& x : in) {
+      seed = seed * 1664525u + 1013904223u;
+      // Every bit pattern, among them subnormals; and a zero now and then.
+      x = seed % 16 == 0 ? 0 : static_cast<lane>(bits_of<float>(round % 2 ? seed : seed & 0x80ffffffu));
+      if (std::isnan(x)) x = 1;
+    }
+    store(twice, load<V>(in)), store(twice + N, load<V>(in + N));
+    V x, y;
+    load2(in, x, y);
+    store2(two, x, y);
+    EXPECT(std::memcmp(two, twice, sizeof(two)) == 0);
+    std::memset(two, 0xab, sizeof(two));
+    stream2(two, x, y);
+    stream_fence();
+    EXPECT(std::memcmp(two, twice, sizeof(two)) == 0);
+    load2(two, x, y);
+    store(a, x), store(b, y);
+    lane one[N], other[N];
+    store(one, load<V>(twice)), store(other, load<V>(twice + N));
+    EXPECT(std::memcmp(a, one, sizeof(a)) == 0 && std::memcmp(b, other, sizeof(b)) == 0);
+  }
+}
+
 #ifdef FUSEDOPS_BF16_DOT
 // Small integers: no sum of them is rounded, in whatever order.
 static void check_bf16_pairs() {
@@ -229,6 +261,10 @@ int check_vectors() {
   check_lookup();
   check_widening();
   check_rounding();
+  check_two<Vf, float>();
+  check_two<Vf, f16>();
+  check_two<Vf, bf16>();
+  check_two<Vd, double>();
 #ifdef FUSEDOPS_BF16_DOT
   check_bf16_pairs();
 #endif

@@ -6,11 +6,13 @@ import io
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from bench_fakes import FINGERPRINT, Limits, record, result
 
 from fusedops.__main__ import main
@@ -72,6 +74,9 @@ SMALL = ("--shape", "small/gelu_linear", "--dtype", "f32")
         ("rope --seconds -1", "--seconds must be at least 0 but got -1"),
         ("rope --sweep 0", "--sweep must be at least 1 but got 0"),
         ("--sweep 3", "--sweep must be given an op"),
+        ("rope --forms", "--forms must be given an op with layouts (rope_qk) but got rope"),
+        ("--forms", "--forms must be given an op with layouts (rope_qk) but got None"),
+        ("rope_qk --forms none/*", "--forms must match a shape but got 'none/*'"),
         ("--bars nobody", "--bars must match a bar but got 'nobody'"),
         ("rope --candidate nobody.py:f", "--candidate nobody.py:f does not load: "),
         ("rope --candidate f", "--candidate must be FILE.py:FUNCTION but got 'f'"),
@@ -241,6 +246,58 @@ def test_sweep_is_the_same_for_the_same_seed() -> None:
     assert names(1) == names(1)
     assert names(1) != names(2)
     assert {dtype for _, dtype in names(1)} == {"f32", "bf16"}
+
+
+def test_every_form_meets_the_compiler_and_so_does_every_shape() -> None:
+    found = list(sweep.forms("rope_qk", "*", ("f32", "bf16", "f16"), Regime(), 2, ""))
+    assert len(found) == len({one.case for one in found}) == 60 * 3 * 4
+    compiled = [one for one in found if one.compiled]
+    shapes = Counter(one.sample.name.rpartition("-")[0] for one in compiled)
+    forms = Counter((one.sample.name.rpartition("-")[2], one.case.dtype) for one in compiled)
+    assert (len(shapes), {*shapes.values()}) == (60, {1})
+    assert (len(forms), {*forms.values()}) == (12, {5})
+
+
+def test_forms_have_the_layouts_that_they_say() -> None:
+    layouts = set()
+    for sample in SPECS["rope_qk"].forms[-4:]:
+        q, k, *_ = sample.build(torch.float32).args
+        assert q is not None
+        assert k is not None
+        one = q.untyped_storage().data_ptr() == k.untyped_storage().data_ptr()
+        layouts.add((sample.name.rpartition("-")[2], q.shape, q.is_contiguous(), one))
+    assert layouts == {
+        ("bhsd", (1, 8, 32768, 64), True, False),
+        ("bshd", (1, 32768, 8, 64), True, False),
+        ("packed", (1, 8, 32768, 64), False, True),
+        ("thd", (32768, 8, 64), True, False),
+    }
+
+
+def test_form_that_loses_twice_exits_1(
+    fake: Callable[..., list[Case]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = fake(*[result(2.0)] * 3, *[result(0.5)] * 2)
+    assert main(["bench", "rope_qk", "--forms", "phi-2-1x1-*", "--dtype", "f32"]) == 1
+    assert [case.shape for case in cases] == [
+        f"forms/phi-2-1x1-{layout}" for layout in ("bhsd", "bshd", "packed", "thd", "thd")
+    ]
+    assert "4 shapes, 1 of them lost" in capsys.readouterr().out
+
+
+def test_compile_takes_part_in_one_form_of_each_shape(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peers: list[tuple[str, ...]] = []
+
+    def measured(case: Case, entries: list[measure.Entry], **_: object) -> Result:
+        peers.append(tuple(one.name for one in entries))
+        return result(2.0)
+
+    monkeypatch.setattr(measure, "measure", measured)
+    for options in ([], ["--peers", "eager"]):
+        assert main(["bench", "rope_qk", "--forms", "llama-3-8b-1x1-*", *options]) == 0
+    assert Counter(peers) == {("fusedops", "eager"): 23, ("fusedops", "eager", "compile"): 1}
 
 
 def test_regression_exits_1(

@@ -375,6 +375,12 @@ def test_peer_without_gradients_is_absent_in_training() -> None:
     assert result.absent == {"numpy": "it has no gradients"}
 
 
+def test_peer_without_a_decode_loop_is_absent_in_one() -> None:
+    one = case(regime=Regime(work="loop"))
+    result = measured([Entry.of(PEERS["numpy"])], one)
+    assert result.absent == {"numpy": "it has no decode loop"}
+
+
 def test_in_place_candidate_that_keeps_its_first_result_is_refused(clock: Clock) -> None:
     def build(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
         x, first = call.tensors[0], spec.run(spec.reference, call)[0]

@@ -531,6 +531,56 @@ def test_onnx_microsoft_by_its_document(rank: int, first: Tensor | None) -> None
     assert_same_bits(actual, expected if rank == 4 else expected.transpose(1, 2).flatten(2))
 
 
+MICROSOFT: dict[str, dict[str, Any]] = {
+    "4-d": {},
+    "3-d": {"rank": 3},
+    "3-d-heads": {"rank": 3, "num_heads": H},
+    "partial": {"num_heads": H, "rotary_embedding_dim": D // 2},
+    "one-position": {"first": 9},
+    "scale": {"scale": 3.0},
+}
+
+
+@pytest.mark.slow  # importing ONNX Runtime
+@each_pairing
+@pytest.mark.parametrize("form", MICROSOFT)
+def test_onnx_microsoft_is_onnx_runtimes_operator(form: str, interleaved: bool) -> None:
+    """Its products and sums contract; and a scale is read and not applied: ours refuses it."""
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime not installed: make peers")
+    helper = importlib.import_module("onnx").helper
+    attributes = {"interleaved": int(interleaved), **MICROSOFT[form]}
+    rank, first = attributes.pop("rank", 4), attributes.pop("first", None)
+    x, ids = normal(B, H, S, D), torch.randint(ROWS, (B, S))
+    if first is not None:
+        ids = torch.tensor([first])
+    cos, sin = tables(rotary=attributes.get("rotary_embedding_dim", D))
+    given = x if rank == 4 else x.transpose(1, 2).flatten(2)
+    inputs = dict(zip(("x", "ids", "cos", "sin"), (given, ids, cos, sin), strict=True))
+    node = helper.make_node(
+        "RotaryEmbedding", [*inputs], ["y"], domain="com.microsoft", **attributes
+    )
+    values = [
+        helper.make_tensor_value_info(name, 7 if name == "ids" else 1, None)
+        for name in (*inputs, "y")
+    ]
+    graph = helper.make_graph([node], "rope", values[:-1], values[-1:])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    session = runtime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    feed = {name: t.contiguous().numpy() for name, t in inputs.items()}
+    expected = torch.from_numpy(session.run(None, feed)[0])
+    call = compat.onnx.microsoft_rotary_embedding
+    if attributes.pop("scale", None) is not None:
+        message = "[onnx.microsoft_rotary_embedding] scale must be 1 but got 3.0"
+        assert_refused(lambda: call(*inputs.values(), **attributes, scale=3.0), message)
+    rows = ids if first is None else first + torch.arange(S).expand(B, S)
+    size = products(x, cos[rows].unsqueeze(1), sin[rows].unsqueeze(1), interleaved)
+    size = size if rank == 4 else size.transpose(1, 2).flatten(2)
+    assert_rounded_apart(call(*inputs.values(), **attributes), expected, size)
+
+
 # --- signatures -----------------------------------------------------------------------------------
 
 
@@ -553,6 +603,13 @@ SIGNATURES: dict[str, dict[str, Any]] = {
     },
     "flash_attn.apply_rotary_emb_kv_": {
         **dict.fromkeys(("kv", "cos", "sin"), NO), "interleaved": False, "seqlen_offsets": 0,
+    },
+    "flash_attn.RotaryEmbedding": {
+        "dim": NO, "base": 10000.0, "interleaved": False, "scale_base": None, "device": None,
+    },
+    "flash_attn.RotaryEmbedding.forward": {
+        **dict.fromkeys(("self", "qkv"), NO), "kv": None, "seqlen_offset": 0, "max_seqlen": None,
+        "num_heads_q": None,
     },
     "torch_functional.rotary_embedding": {
         **dict.fromkeys(("x", "cos", "sin"), NO), "position_ids": None, "interleaved": False,
@@ -586,8 +643,7 @@ SIGNATURES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signature(name: str) -> None:
-    module, function = name.split(".")
-    actual = parameters(getattr(getattr(compat, module), function))
+    actual = parameters(functools.reduce(getattr, name.split("."), compat))
     assert list(actual.items()) == list(SIGNATURES[name].items())
 
 
@@ -714,6 +770,70 @@ def test_flash_attn_kv_by_its_document() -> None:
     expected[:, :, 0] = turned(kv[:, :, 0], cos[:S, None], sin[:S, None], True)
     assert compat.flash_attn.apply_rotary_emb_kv_(kv, cos, sin, True) is kv
     assert_same_bits(kv, expected)
+
+
+def decayed(rows: int, scale_base: float | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tables of q and of k as RotaryEmbedding's document has them, D / 2 elements turned."""
+    phase, r = angles(rows, D // 2), D // 2
+    zeta = (torch.arange(0, r, 2) + 0.4 * r) / (1.4 * r)
+    decay = 1.0 if scale_base is None else zeta ** ((torch.arange(rows)[:, None] - rows // 2) / 512)
+    return phase.cos() * decay, phase.sin() * decay, phase.cos() / decay, phase.sin() / decay
+
+
+@each_pairing
+@pytest.mark.parametrize("scale_base", [None, 512.0])
+@pytest.mark.parametrize("offset", [3, [0, 5]])
+@pytest.mark.parametrize("packed", ["three", "heads", "kv"])
+def test_flash_attn_module_by_its_document(
+    packed: str, offset: int | list[int], scale_base: float | None, interleaved: bool
+) -> None:
+    rotary = compat.flash_attn.RotaryEmbedding(D // 2, 10000.0, interleaved, scale_base)
+    rows = S + 3 if isinstance(offset, int) else 30
+    q_cos, q_sin, k_cos, k_sin = decayed(rows, scale_base)
+    ids = torch.arange(S) + torch.tensor(offset).reshape(-1, 1)
+    take = lambda t: t[ids].unsqueeze(2)  # noqa: E731
+    q, k, v = normal(B, S, H, D), normal(B, S, K if packed == "heads" else H, D), None
+    v = normal(*k.shape)
+    want_q = turned(q, take(q_cos), take(q_sin), interleaved)
+    want_k = turned(k, take(k_cos), take(k_sin), interleaved)
+    form: dict[str, Any] = {"seqlen_offset": offset}
+    if isinstance(offset, list):
+        form = {"seqlen_offset": torch.tensor(offset), "max_seqlen": rows}
+    if packed == "kv":
+        kv = torch.stack((k, v), 2)
+        got = rotary(q, kv, **form)
+        assert got[0] is q
+        assert got[1] is kv
+        assert_same_bits(q, want_q)
+        assert_same_bits(kv, torch.stack((want_k, v), 2))
+        return
+    join = torch.cat if packed == "heads" else torch.stack
+    qkv = join((q, k, v), 2)
+    assert rotary(qkv, **form, num_heads_q=H if packed == "heads" else None) is qkv
+    assert_same_bits(qkv, join((want_q, want_k, v), 2))
+
+
+def test_flash_attn_module_keeps_float32_tables_of_the_longest_sequence() -> None:
+    rotary = compat.flash_attn.RotaryEmbedding(D).bfloat16()
+    cos, sin = tables(400)
+    assert rotary.state_dict() == {}
+    for offset in (0, 300, 7):
+        q, kv = normal(B, S, H, D, dtype="bf16"), normal(B, S, 2, H, D, dtype="bf16")
+        rows = slice(offset, offset + S)
+        expected = turned(q, cos[rows, None], sin[rows, None])
+        with torch.inference_mode(offset == 300):
+            assert_same_bits(rotary(q, kv, offset)[0], expected)
+    leaf = normal(B, S, 3, H, D).requires_grad_()
+    rotary(leaf * 1).sum().backward()  # by tables that were made in inference mode
+    assert leaf.grad is not None
+    message = (
+        "[flash_attn.RotaryEmbedding] max_seqlen must be given with the first offset that is a "
+        "tensor but got None"
+    )
+    fresh, q = compat.flash_attn.RotaryEmbedding(D), normal(B, S, 3, H, D)
+    assert_refused(lambda: fresh(q, seqlen_offset=torch.tensor([0, 1])), message, q)
+    message = "[flash_attn.RotaryEmbedding] dim must be positive and even but got 7"
+    assert_refused(lambda: compat.flash_attn.RotaryEmbedding(7), message)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import publish
 import pytest
+import torch
 from test_report import record, result
 
+import fusedops
 from fusedops.bench import charts
 from fusedops.bench.record import Regime
 from fusedops.testing import SPECS
@@ -33,6 +35,24 @@ def test_example_of_the_readme_runs() -> None:
     names: dict[str, object] = {}
     exec(code[1], names)
     assert list(names["h"].shape) == [1, 32, 2048, 512]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("page", ["ops/rope.md", "compat.md", "doctor.md"])
+def test_examples_of_a_page_run(page: str) -> None:
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+    assert code
+    for example in code:
+        exec(example, {})
+
+
+# What the page shows is what the doctor says.
+def test_the_doctor_says_what_its_page_shows() -> None:
+    shown = re.search(r"```\n(error .*?)```", (ROOT / "docs/doctor.md").read_text(), re.S)
+    assert shown is not None
+    angles = torch.outer(torch.arange(9.0), 10000.0 ** (-torch.arange(8) / 8))
+    cohere = angles.cos().repeat_interleave(2, -1), angles.sin().repeat_interleave(2, -1)
+    said = str(fusedops.doctor(torch.randn(1, 2, 9, 32), None, *cohere))
+    assert said == " ".join(shown[1].split())
 
 
 # --- figures --------------------------------------------------------------------------------------

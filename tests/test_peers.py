@@ -13,10 +13,11 @@ import torch
 from helpers import python
 from torch import Tensor
 
+import fusedops
 from fusedops.bench import peers
 from fusedops.bench.peers import PEERS, Unsupported, compiled, openvino
 from fusedops.bench.peers.peer import load, needs
-from fusedops.bench.record import Regime
+from fusedops.bench.record import STEPS, Regime
 from fusedops.testing import DTYPES, SPECS
 from fusedops.verification.judge import judge
 
@@ -210,6 +211,8 @@ REFUSALS = [
     ("openvino", "rope", "d34", "f64", FRESH, "no kernels for torch.float64"),
     ("jax", "rope", "d34", "f64", FRESH, "float64 needs jax_enable_x64"),
     ("jax", "linear", "33", "f32", TRAIN, FORWARD_ONLY),
+    ("fusedops", "gelu", "n33", "f32", Regime(work="loop"), "a decode loop needs a shape with"),
+    ("eager", "rope", "d34", "f32", Regime("loop", "in_place"), "a decode loop allocates"),
 ]
 
 
@@ -275,6 +278,41 @@ def test_peers_are_in_the_order_of_tables() -> None:
 def test_an_unknown_peer_lists_the_known_ones() -> None:
     with pytest.raises(RuntimeError, match=r"peers must be among fusedops, .* but got onnx, tvm$"):
         peers.get(["tvm", "eager", "onnx"])
+
+
+LOOP = Regime(work="loop")
+
+
+@pytest.mark.slow  # of torch.compile
+@pytest.mark.parametrize("name", ["fusedops", "eager", "compile"])
+def test_a_decode_loop_ends_at_the_offset_of_the_call(name: str) -> None:
+    torch._dynamo.reset()
+    spec = SPECS["rope_qk"]
+    call = spec.sample("llama-3-8b/decode").build(torch.float32)
+    with torch.no_grad():
+        run = PEERS[name].build(spec, call, LOOP)
+        for _ in range(2):
+            assert judge(spec, call, run()).fault is None
+
+
+def test_a_loop_that_compiles_again_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = torch._dynamo.utils.counters["stats"]
+
+    def fake(function: Any, *_: Any, **__: Any) -> Any:
+        def step(*args: Any, **options: Any) -> Any:
+            stats["unique_graphs"] += next(graphs)
+            return args[0]
+
+        return step
+
+    monkeypatch.setattr(compiled, "_compile", fake)
+    call = SPECS["rope_qk"].sample("llama-3-8b/decode").build(torch.float32)
+    graphs = iter([1, 1, *[0] * (STEPS - 2), *[0] * STEPS, 1, *[0] * (STEPS - 1)])
+    run = compiled.compiled_loop(call, LOOP, fusedops.rope_qk)
+    run()
+    run()
+    with pytest.raises(RuntimeError, match="compiled 1 times in a loop where 0 were allowed"):
+        run()
 
 
 def test_what_is_missing_is_said() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import assert_refused
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fusedops
 from fusedops.testing import DTYPES, assert_same_bits
@@ -79,6 +80,22 @@ def test_an_integer_offset_is_added_to_every_sequence() -> None:
     assert_same_bits(y, one_by_one(x, lengths, [3, 3], layout="bshd"))
 
 
+def test_layout_bhsd_has_its_tokens_behind_the_heads() -> None:
+    x, lengths = torch.randn(H, 9, D), (4, 5)
+    y = fusedops.rope(x, *tables(), cu_seqlens=boundaries(lengths))
+    parts = [fusedops.rope(part, *tables()) for part in x.split(lengths, 1)]
+    assert_same_bits(y, torch.cat(parts, 1))
+
+
+# vLLM and Hugging Face say where a token is by position_ids, [T].
+@each_integer
+def test_a_position_for_each_token(integer: torch.dtype) -> None:
+    x, lengths = torch.randn(9, H, D), (4, 0, 5)
+    ids = torch.cat([torch.arange(n) for n in lengths]).to(integer)
+    y = fusedops.rope(x, *tables(), ids, layout="bshd")
+    assert_same_bits(y, one_by_one(x, lengths, [0, 0, 0], layout="bshd"))
+
+
 # Batch and tokens of a KV cache whose sequences have different lengths, decode and prefill.
 @each_integer
 @pytest.mark.parametrize("tokens", [1, 4])
@@ -120,6 +137,13 @@ def test_every_form_takes_them() -> None:
         assert_same_bits(result, wanted)
 
 
+def test_offsets_under_vmap() -> None:
+    x, offsets = torch.randn(4, 2, H, 3, D), torch.randint(30, (4, 2))
+    y = torch.func.vmap(lambda x, offset: fusedops.rope(x, *tables(), offset=offset))(x, offsets)
+    each = [fusedops.rope(row, *tables(), offset=o) for row, o in zip(x, offsets, strict=True)]
+    assert_same_bits(y, torch.stack(each))
+
+
 def test_gradient_goes_back_by_the_same_positions() -> None:
     x = torch.randn(7, 2, D, dtype=torch.float64, requires_grad=True)
     cu = boundaries((2, 5))
@@ -143,6 +167,28 @@ def test_compiles_once_for_all_boundaries() -> None:
         for lengths in ((2, 7), (9, 0), (4, 5)):
             x, cu = torch.randn(9, H, D), boundaries(lengths)
             assert_same_bits(compiled(x, cu), model(x, cu))
+
+
+def test_traces_without_values() -> None:
+    with FakeTensorMode():
+        x, table, cu = torch.empty(7, H, D), torch.empty(ROWS, D // 2), torch.empty(3).int()
+        assert fusedops.rope(x, table, table, cu_seqlens=cu, layout="bshd").shape == x.shape
+        x, offset = torch.empty(2, H, 1, D), torch.empty(2).long()
+        assert fusedops.rope(x, table, table, offset=offset).shape == x.shape
+
+
+class _Sequences(torch.nn.Module):
+    def forward(self, x: Tensor, cu: Tensor) -> Tensor:
+        return fusedops.rope(x, *tables(), cu_seqlens=cu, max_seqlen=7, layout="bshd")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_exported_for_other_boundaries(strict: bool) -> None:
+    x = torch.randn(7, H, D)
+    program = torch.export.export(_Sequences(), (x, boundaries((2, 5))), strict=strict)
+    y = program.module()(x, boundaries((6, 1)))
+    assert_same_bits(y, one_by_one(x, (6, 1), [0, 0], layout="bshd"))
 
 
 X = torch.randn(7, H, D)
@@ -190,6 +236,18 @@ CU = torch.tensor([0, 2, 7])
             {"cu_seqlens": CU, "offset": torch.tensor([0, 36])},
             "position_ids + offset must be in [0, 40) but got 40 + 0",
         ),
+        ({"cu_seqlens": [0, 7]}, "cu_seqlens must be a tensor [sequences + 1] but got [0, 7]"),
+        ({"cu_seqlens": CU, "max_seqlen": "7"}, "max_seqlen must be an int or None but got 7"),
+        (
+            {"cu_seqlens": CU.to("meta")},
+            "cu_seqlens must be on x's device cpu but got meta",
+        ),
+        (
+            {"offset": torch.tensor([1], device="meta")},
+            "a tensor offset must be on x's device cpu but got meta",
+        ),
+        ({"offset": 1.5}, "offset must be an integer or a tensor but got 1.5"),
+        ({"offset": None}, "offset must be an integer or a tensor but got None"),
         (
             {"offset": torch.tensor([1.0])},
             "a tensor offset must be int32 or int64 but got torch.float32",

@@ -1047,13 +1047,76 @@ def test_every_op_is_opchecked() -> None:
     assert {op for op, _ in op_calls().values()} == {n for n in names if n.startswith("rope")}
 
 
-def test_error_has_a_hint_where_the_doctor_knows_more() -> None:
-    cos, sin = angles(16, 4)
-    wide = [torch.cat((t, t), dim=-1) for t in (cos, sin)]
-    with pytest.raises(RuntimeError, match=r"\. Hint: the tables are full width: .* pass cos"):
-        fusedops.rope(x_of(), *wide)
-    with pytest.raises(RuntimeError, match=r"but got 99 \+ 0$"):
-        fusedops.rope(x_of(), cos, sin, torch.full((5,), 99))
+# What is passed to a call that the op refuses, and what the doctor adds to the error.
+HINTED: dict[str, tuple[Change, str]] = {
+    "full": (
+        lambda: {name: torch.cat((t, t), -1) for name, t in tables(16, 4).items()},
+        "the tables are full width: the second 4 columns repeat the first: pass cos[..., :4]",
+    ),
+    "pairing": (
+        lambda: {name: t.repeat_interleave(2, -1) for name, t in tables(16, 4).items()},
+        "the tables are full width: each column is there twice, side by side, which goes with",
+    ),
+    "cache": (
+        lambda: dict.fromkeys(("cos", "sin"), torch.cat(tuple(tables(16, 4).values()), -1)),
+        "each row of 8 holds cosines and then sines, as a vLLM cache has them: pass cache[..., :4]",
+    ),
+    "width": (
+        lambda: tables(16, 6),
+        "the tables have 6 columns, which is more than half of head_dim 8: pass one of each pair",
+    ),
+    "angles": (
+        lambda: dict.fromkeys(("cos", "sin"), torch.arange(4.0)[:, None] * torch.ones(4)),
+        "cos^2 + sin^2 is not constant, but runs from 0 to 18: these look like angles",
+    ),
+    "swapped": (
+        lambda: {"cos": torch.zeros(3, 4), "sin": torch.ones(3, 4)},
+        "cos is 0 and sin is 1 at the first position, which has angle 0: swap cos and sin",
+    ),
+    "heads-in-the-table": (
+        lambda: tables(1, 1, 16, 4),
+        "the tables have four dimensions, [1, 1, 16, 4]: an axis for heads was put in: take it out",
+    ),
+    "layout-of-the-table": (
+        lambda: tables(3, 4),
+        "layout='bhsd' reads 5 tokens and 3 heads from [2, 3, 5, 8], and the tables have exactly 3",
+    ),
+    "layout-of-a-3-d-table": (
+        lambda: tables(1, 3, 4),
+        "layout='bhsd' reads 5 tokens and 3 heads from [2, 3, 5, 8], but the tables have 3 rows",
+    ),
+    "layout-of-position-ids": (
+        lambda: ids(0, 1, 2),
+        "layout='bhsd' reads 5 tokens and 3 heads from [2, 3, 5, 8], but position_ids has 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FIRST_FORMS)
+@rows(HINTED)
+def test_error_ends_with_what_the_doctor_knows(form: str, change: Change, message: str) -> None:
+    op, _, call = FORMS[form]
+    a = {"x": x_of(), **tables(16, 4), "position_ids": None, **change()}
+    with pytest.raises(
+        RuntimeError, match=rf"^\[{op}\] .* but got .*\. Hint: {re.escape(message)}"
+    ):
+        call(a["x"], x_of((2, 1, 5, 8)), a["cos"], a["sin"], a["position_ids"])
+
+
+# These errors say all: positions past the table, below 0, of another type; dtypes; devices.
+@pytest.mark.parametrize(
+    ("change", "end"),
+    [
+        (lambda: ids(99, 1, 2, 3, 4), "but got 99 + 0"),
+        (lambda: ids(0, 1, -2, 3, 4), "but got -2 + 0"),
+        (lambda: tables(4, 4), "rows but got 4"),
+        (lambda: tables(16, 4, dtype=torch.float64), "but got Double"),
+    ],
+)
+def test_error_has_no_hint_where_it_says_all(change: Change, end: str) -> None:
+    a = {"x": x_of(), **tables(16, 4), **change()}
+    with pytest.raises(RuntimeError, match=f"{re.escape(end)}$"):
+        fusedops.rope(**a)
 
 
 # --- the compiler ---------------------------------------------------------------------------------
@@ -1358,6 +1421,76 @@ def test_grouped_heads(heads: tuple[int, int]) -> None:
     assert_same_bits(k, pair[1])
 
 
+# Multi-head latent attention: the tail of each query, and one key part for all heads, beside
+# latents that stay. Both are turned where they lie.
+@each_dtype
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_tail_of_each_head(interleaved: bool, dtype: str, isa: str) -> None:
+    nope, rope, latent, tokens, heads = 16, 8, 24, 5, 4
+    q = torch.randn(2, tokens, heads, nope + rope).to(DTYPES[dtype])
+    kv = torch.randn(2, tokens, latent + rope).to(DTYPES[dtype])
+    cos, sin = angles(16, rope // 2)
+    positions, form = torch.randint(16, (2, tokens)), {"interleaved": interleaved}
+    q_pe, k_pe = q.transpose(1, 2)[..., nope:], kv[..., latent:].unsqueeze(1)
+    expected = [turned_exactly(t, cos, sin, position_ids=positions, **form) for t in (q_pe, k_pe)]
+    for got, wanted in zip(
+        fusedops.rope_qk(q_pe, k_pe, cos, sin, positions, **form), expected, strict=True
+    ):
+        assert_same_bits(got, wanted)
+    q_after, kv_after = q.clone(), kv.clone()
+    q_after[..., nope:], kv_after[..., latent:] = expected[0].transpose(1, 2), expected[1][:, 0]
+    fusedops.rope_qk_(q_pe, k_pe, cos, sin, positions, **form)
+    assert_same_bits(q, q_after)
+    assert_same_bits(kv, kv_after)
+
+
+# Of [B or 1, S] and [S], int32 and int64: every second number, columns, one row for all.
+ID_VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "every-second": lambda t: torch.stack((t, t + 99), -1).flatten(-2)[..., ::2],
+    "transposed": lambda t: t.t().contiguous().t(),
+    "expanded-batch": lambda t: t[:1].expand(t.shape),
+    "expanded-tokens": lambda t: t[:, :1].expand(t.shape),
+    "one": lambda t: t[:1, :1].expand(t.shape),
+    "row": lambda t: torch.cat((t + 99, t), 1)[1, 5:],
+}
+
+
+@pytest.mark.parametrize("integer", [torch.int32, torch.int64])
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+@pytest.mark.parametrize("view", ID_VIEWS)
+def test_positions_of_any_strides(view: str, layout: str, integer: torch.dtype, isa: str) -> None:
+    x = x_of((3, 2, 5, 16) if layout == "bhsd" else (3, 5, 2, 16))
+    positions = ID_VIEWS[view](torch.randint(16, (3, 5)).to(integer))
+    cos, sin = angles(20, 8)
+    rows = (positions.long() + 4).expand(3, 5)
+    per_token = fusedops.rope(x, cos[rows], sin[rows], layout=layout)
+    assert_same_bits(fusedops.rope(x, cos, sin, positions, offset=4, layout=layout), per_token)
+
+
+# Of [P, r / 2] and [B, S, r / 2]: what cos and sin have in common is their shape.
+TABLE_VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda t: t,
+    "rows-apart": lambda t: torch.stack((t, -t), -2).flatten(-3, -2)[..., ::2, :],
+    "half-of-full": lambda t: torch.cat((t, -t), -1)[..., : t.shape[-1]],
+    "transposed": lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "columns-apart": lambda t: t.repeat_interleave(2, -1)[..., ::2],
+    "first-row": lambda t: t[..., :1, :].expand(t.shape),
+    "first-column": lambda t: t[..., :1].expand(t.shape),
+}
+
+
+@pytest.mark.parametrize("batches", [None, 1, 3])
+@pytest.mark.parametrize("sin_view", TABLE_VIEWS)
+@pytest.mark.parametrize("cos_view", TABLE_VIEWS)
+def test_tables_of_any_strides(cos_view: str, sin_view: str, batches: int | None) -> None:
+    x, shape = x_of((3, 2, 5, 16)), (9, 7) if batches is None else (batches, 5, 7)
+    tables = angles(*shape)
+    cos, sin = TABLE_VIEWS[cos_view](tables[0]), TABLE_VIEWS[sin_view](tables[1])
+    expected = reference.rope(x, cos.contiguous(), sin.contiguous())
+    assert_same_bits(fusedops.rope(x, cos, sin), expected)
+    assert_same_bits(fusedops.rope_(x.clone(), cos, sin), expected)
+
+
 # A kernel elsewhere turned only row 0 of [B > 1, H, 1, D].
 @pytest.mark.parametrize("layout", ["bhsd", "bshd"])
 @pytest.mark.parametrize("positions", [None, [[3]], [[3], [0], [15], [3]]])
@@ -1393,31 +1526,66 @@ def test_result_is_like_x() -> None:
         assert (y.shape, y.stride(), y.dtype) == (x.shape, x.stride(), x.dtype)
 
 
-def test_strides_past_2_to_the_31() -> None:
-    stride = 2**31 + 64
-    no_reserve = 0x4000 if sys.platform == "linux" else 0  # MAP_NORESERVE; pages come when touched
+FAR = 2**31 + 64
+
+
+@pytest.fixture(scope="module")
+def space() -> Tensor:
+    """Float32 memory of 3 * FAR elements, whose pages come when they are touched."""
+    no_reserve = 0x4000 if sys.platform == "linux" else 0  # MAP_NORESERVE
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
-    space = mmap.mmap(-1, 4 * (stride + 64), flags=flags)
-    base = torch.frombuffer(space, dtype=torch.float32)
-    x = base.as_strided((2, 1, 2, 8), (stride, 16, 8, 1)).copy_(x_of((2, 1, 2, 8)))
-    cos, sin = angles(16, 4)
-    expected = turned_exactly(x, cos, sin)
-    assert_same_bits(fusedops.rope(x, cos, sin), expected)
-    by_head = x.permute(1, 0, 2, 3)
-    assert_same_bits(fusedops.rope(by_head, cos, sin), expected.permute(1, 0, 2, 3))
-    fusedops.rope_(x, cos, sin)
+    return torch.frombuffer(mmap.mmap(-1, 4 * (3 * FAR), flags=flags), dtype=torch.float32)
+
+
+def far(space: Tensor, values: Tensor, axis: int, start: int = 0) -> Tensor:
+    """The values, in memory whose neighbours along that axis are FAR elements apart."""
+    strides = list(torch.empty(values.shape).stride())
+    strides[axis] = FAR
+    return space[start:].as_strided(values.shape, strides).copy_(values)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+def test_strides_past_2_to_the_31(
+    axis: int, layout: str, interleaved: bool, space: Tensor, isa: str
+) -> None:
+    shape = [4, 3, 2, 8]
+    shape[axis] = 2
+    values, form = torch.randn(shape), {"layout": layout, "interleaved": interleaved}
+    x, (cos, sin) = far(space, values, axis), angles(16, 1 if axis == 3 else 4)
+    expected = turned_exactly(values, cos, sin, **form)
+    assert_same_bits(fusedops.rope(x, cos, sin, **form), expected)
+    out = far(space, torch.zeros(shape), axis, start=1 << 20)
+    assert_same_bits(fusedops.rope(x, cos, sin, out=out, **form).clone(), expected)
+    fusedops.rope_qk_(x, out.copy_(values), cos, sin, **form)
     assert_same_bits(x.clone(), expected)
+    assert_same_bits(out.clone(), expected)
+
+
+def test_tables_and_positions_past_2_to_the_31(space: Tensor) -> None:
+    x, (cos, sin) = x_of((2, 3, 2, 8)), angles(2, 4)
+    positions = torch.tensor([[1, 0], [1, 1]])
+    expected = turned_exactly(x, cos, sin, position_ids=positions)
+    tables = far(space, cos, 0), far(space, sin, 0, start=1 << 20)
+    ids = far(space.view(torch.int32), positions.int(), 0, start=1 << 21)
+    assert_same_bits(fusedops.rope(x, *tables, ids), expected)
+    per_token = [t[positions] for t in (cos, sin)]
+    tables = far(space, per_token[0], 0), far(space, per_token[1], 0, start=1 << 20)
+    assert_same_bits(fusedops.rope(x, *tables), expected)
 
 
 # Past half of the last cache results are stored around it, by another loop.
+# Only whole lines are: half of 24 is not one, those of 32 and 64 are.
 @pytest.mark.slow
+@pytest.mark.parametrize("half", [24, 32, 64])
 @pytest.mark.parametrize("interleaved", [False, True])
-def test_result_larger_than_the_cache(interleaved: bool, isa: str) -> None:
+def test_result_larger_than_the_cache(interleaved: bool, half: int, isa: str) -> None:
     tokens, heads, width = 64, 32, 128
     batch = fusedops._C.last_cache_bytes() // (2 * tokens * heads * width * 2) + 1
     if batch > 1024:
         pytest.skip(f"last cache of {fusedops._C.last_cache_bytes() >> 20} MiB: result too large")
-    cos, sin = angles(tokens, 48)
+    cos, sin = angles(tokens, half)
     x = torch.randn(1, heads, tokens, width).bfloat16().repeat(batch, 1, 1, 1)
     y = fusedops.rope(x, cos, sin, interleaved=interleaved)
     one = reference.rope(x[:1], cos, sin, interleaved=interleaved)

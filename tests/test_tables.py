@@ -846,6 +846,30 @@ def test_batch_of_positions(name: str) -> None:
     assert_same_bits(rotary(x, None, ids), expected(x, ids))
 
 
+@each_module
+def test_offset_of_each_sequence(name: str) -> None:
+    rotary, expected = module_of(name)
+    x, offsets = torch.randn(3, 2, 2, 16), torch.tensor([3, 90, 0])
+    ids = offsets[:, None] + torch.arange(2)
+    assert_same_bits(rotary(x, offset=offsets), expected(x, ids))
+    assert_same_bits(
+        rotary(x, None, torch.tensor([4, 0]), offset=offsets),
+        expected(x, offsets[:, None] + torch.tensor([4, 0])),
+    )
+    message = "[RotaryEmbedding] a tensor offset must be [batch] = [3] but got shape [2]"
+    assert_refused(lambda: rotary(x, offset=offsets[:2]), message, x)
+
+
+@each_module
+def test_sequences_end_to_end(name: str) -> None:
+    rotary, expected = module_of(name)
+    q, k, cu = torch.randn(7, 4, 16), torch.randn(7, 2, 16), torch.tensor([0, 5, 5, 7])
+    got = rotary(q, k, cu_seqlens=cu, max_seqlen=5, offset=60, layout="bshd")
+    ids = 60 + torch.cat((torch.arange(5), torch.arange(2)))
+    for x, y in zip((q, k), got, strict=True):
+        assert_same_bits(y, expected(x, ids, layout="bshd"))
+
+
 def test_layout_and_pairing() -> None:
     rotary, expected = module_of("default", interleaved=True)
     x, form = torch.randn(3, 5, 2, 24), {"layout": "bshd", "interleaved": True}

@@ -7,8 +7,8 @@
 namespace fusedops {
 
 // A rotation of x[batch][heads][seq][head_dim] into y; y may be x itself.
-// One unit of work is `block` positions of one head: units run (batch, position block, head), head
-// fastest.
+// One unit of work is `block` positions of one head, units running (batch, position block, head),
+// head fastest; or, block 0, all heads of one position, units running (batch, position).
 struct RopeArgs {
   const void *x, *cos, *sin;
   void* y;

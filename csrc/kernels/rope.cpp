@@ -18,105 +18,123 @@ FUSEDOPS_INLINE int clamp_lanes(int64_t n, int lanes) {
   return n < 0 ? 0 : n < lanes ? static_cast<int>(n) : lanes;
 }
 
-// Pairs (x[j], x[j + half]).
+// One row: where it is, where it goes, its angles; `ahead` will be read soon.
 template <class T, class Table>
-FUSEDOPS_INLINE void rotate_halves(const T* x, const Table* cos, const Table* sin, T* y,
-                                   int64_t half, bool conjugate) {
+struct Row {
+  const T *x, *ahead;
+  const Table *cos, *sin;
+  T* y;
+};
+
+template <bool Streaming, class T, class V>
+FUSEDOPS_INLINE void put2(T* y, V a, V b) {
+  if constexpr (Streaming)
+    stream2(y, a, b);
+  else
+    store2(y, a, b);
+}
+
+// The lines that two vectors come from.
+template <class V, class T>
+FUSEDOPS_INLINE void prefetch2(const T* p) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t i = 0; i < 2 * V::N; i += line) prefetch(p + i);
+}
+
+// Pairs (x[j], x[j + half]). The opposite angle is the same rotation of (x[j + half], x[j]).
+template <bool Streaming, class T, class Table>
+FUSEDOPS_INLINE void rotate_halves(const RopeArgs& a, const Row<T, Table>& r) {
   using V = Vec<compute_t<T>>;
-  V y1, y2;
+  const int64_t half = a.half, first = a.conjugate ? half : 0, second = half - first;
+  V x1[2], x2[2], c[2], s[2], y1[2], y2[2];
   int64_t j = 0;
-  for (; j + V::N <= half; j += V::N) {
-    const V s = load<V>(sin + j);
-    rotate(load<V>(x + j), load<V>(x + half + j), load<V>(cos + j), conjugate ? -s : s, y1, y2);
-    store(y + j, y1);
-    store(y + half + j, y2);
+  for (; j + 2 * V::N <= half; j += 2 * V::N) {
+    prefetch2<V>(r.ahead + j);
+    prefetch2<V>(r.ahead + half + j);
+    load2(r.x + first + j, x1[0], x1[1]);
+    load2(r.x + second + j, x2[0], x2[1]);
+    load2(r.cos + j, c[0], c[1]);
+    load2(r.sin + j, s[0], s[1]);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) rotate(x1[i], x2[i], c[i], s[i], y1[i], y2[i]);
+    put2<Streaming>(r.y + first + j, y1[0], y1[1]);
+    put2<Streaming>(r.y + second + j, y2[0], y2[1]);
   }
-  if (j < half) {
-    const int n = static_cast<int>(half - j);
-    const V s = load_n<V>(sin + j, n);
-    rotate(load_n<V>(x + j, n), load_n<V>(x + half + j, n), load_n<V>(cos + j, n),
-           conjugate ? -s : s, y1, y2);
-    store_n(y + j, y1, n);
-    store_n(y + half + j, y2, n);
+  for (; j < half; j += V::N) {
+    const int n = clamp_lanes(half - j, V::N);
+    rotate(load_n<V>(r.x + first + j, n), load_n<V>(r.x + second + j, n), load_n<V>(r.cos + j, n),
+           load_n<V>(r.sin + j, n), y1[0], y2[0]);
+    store_n(r.y + first + j, y1[0], n);
+    store_n(r.y + second + j, y2[0], n);
   }
 }
 
 // Pairs (x[2j], x[2j + 1]).
-template <class T, class Table>
-FUSEDOPS_INLINE void rotate_neighbours(const T* x, const Table* cos, const Table* sin, T* y,
-                                       int64_t half, bool conjugate) {
+template <bool Streaming, class T, class Table>
+FUSEDOPS_INLINE void rotate_neighbours(const RopeArgs& a, const Row<T, Table>& r) {
   using V = Vec<compute_t<T>>;
-  V x1, x2, y1, y2, a, b;
+  const V sign = set1<V>(a.conjugate ? -1 : 1);
+  V x1, x2, y1, y2, low, high;
   int64_t j = 0;
-  for (; j + V::N <= half; j += V::N) {
-    deinterleave(load<V>(x + 2 * j), load<V>(x + 2 * j + V::N), x1, x2);
-    const V s = load<V>(sin + j);
-    rotate(x1, x2, load<V>(cos + j), conjugate ? -s : s, y1, y2);
-    interleave(y1, y2, a, b);
-    store(y + 2 * j, a);
-    store(y + 2 * j + V::N, b);
+  for (; j + V::N <= a.half; j += V::N) {
+    prefetch2<V>(r.ahead + 2 * j);
+    load2(r.x + 2 * j, low, high);
+    deinterleave(low, high, x1, x2);
+    rotate(x1, x2, load<V>(r.cos + j), load<V>(r.sin + j) * sign, y1, y2);
+    interleave(y1, y2, low, high);
+    put2<Streaming>(r.y + 2 * j, low, high);
   }
-  if (j < half) {
-    const int n = static_cast<int>(half - j);
-    const int low = clamp_lanes(2 * n, V::N), high = clamp_lanes(2 * n - V::N, V::N);
-    const int64_t next = 2 * j + low;  // where the second part starts; never formed past the row
-    deinterleave(load_n<V>(x + 2 * j, low), load_n<V>(x + next, high), x1, x2);
-    const V s = load_n<V>(sin + j, n);
-    rotate(x1, x2, load_n<V>(cos + j, n), conjugate ? -s : s, y1, y2);
-    interleave(y1, y2, a, b);
-    store_n(y + 2 * j, a, low);
-    store_n(y + next, b, high);
+  if (j < a.half) {
+    const int n = static_cast<int>(a.half - j);
+    const int n_low = clamp_lanes(2 * n, V::N), n_high = clamp_lanes(2 * n - V::N, V::N);
+    const int64_t next = 2 * j + n_low;  // where the second part starts; never past the row
+    deinterleave(load_n<V>(r.x + 2 * j, n_low), load_n<V>(r.x + next, n_high), x1, x2);
+    rotate(x1, x2, load_n<V>(r.cos + j, n), load_n<V>(r.sin + j, n) * sign, y1, y2);
+    interleave(y1, y2, low, high);
+    store_n(r.y + 2 * j, low, n_low);
+    store_n(r.y + next, high, n_high);
   }
 }
 
-template <class T, class Table>
-FUSEDOPS_INLINE void rotate_row(const RopeArgs& a, const T* x, const Table* cos, const Table* sin,
-                                T* y) {
-  if (a.interleaved)
-    rotate_neighbours(x, cos, sin, y, a.half, a.conjugate);
-  else
-    rotate_halves(x, cos, sin, y, a.half, a.conjugate);
-  if (x != y)
-    for (int64_t d = 2 * a.half; d < a.head_dim; d++) y[d] = x[d];
-}
+template <bool Interleaved, bool Streaming>
+struct Adjacent {
+  template <class T, class Table>
+  FUSEDOPS_INLINE void rotate_row(const RopeArgs& a, const Row<T, Table>& r) {
+    if constexpr (Interleaved)
+      rotate_neighbours<Streaming>(a, r);
+    else
+      rotate_halves<Streaming>(a, r);
+    const int64_t turned = 2 * a.half;
+    if (r.x != r.y && turned < a.head_dim)
+      __builtin_memcpy(r.y + turned, r.x + turned, (a.head_dim - turned) * sizeof(T));
+  }
+};
 
 // Elements of a row that are not adjacent: one pair at a time.
-template <class T, class Table>
-void rotate_scattered_row(const RopeArgs& a, const T* x, const Table* cos, const Table* sin, T* y) {
-  using V = Vec<compute_t<T>>;
-  const int64_t step = a.interleaved ? 2 : 1, apart = a.interleaved ? 1 : a.half;
-  V y1, y2;
-  for (int64_t j = 0; j < a.half; j++) {
-    const int64_t i1 = step * j, i2 = i1 + apart;
-    const V s = load_n<V>(sin + j, 1);
-    rotate(load_n<V>(x + i1 * a.x_dim, 1), load_n<V>(x + i2 * a.x_dim, 1), load_n<V>(cos + j, 1),
-           a.conjugate ? -s : s, y1, y2);
-    store_n(y + i1 * a.y_dim, y1, 1);
-    store_n(y + i2 * a.y_dim, y2, 1);
+struct Scattered {
+  template <class T, class Table>
+  FUSEDOPS_INLINE void rotate_row(const RopeArgs& a, const Row<T, Table>& r) {
+    using V = Vec<compute_t<T>>;
+    const int64_t step = a.interleaved ? 2 : 1, apart = a.interleaved ? 1 : a.half;
+    const int64_t first = a.conjugate ? apart : 0, second = apart - first;
+    V y1, y2;
+    for (int64_t j = 0; j < a.half; j++) {
+      const int64_t i1 = step * j + first, i2 = step * j + second;
+      rotate(load_n<V>(r.x + i1 * a.x_dim, 1), load_n<V>(r.x + i2 * a.x_dim, 1),
+             load_n<V>(r.cos + j, 1), load_n<V>(r.sin + j, 1), y1, y2);
+      store_n(r.y + i1 * a.y_dim, y1, 1);
+      store_n(r.y + i2 * a.y_dim, y2, 1);
+    }
+    for (int64_t d = 2 * a.half; d < a.head_dim; d++) r.y[d * a.y_dim] = r.x[d * a.x_dim];
   }
-  for (int64_t d = 2 * a.half; d < a.head_dim; d++) y[d * a.y_dim] = x[d * a.x_dim];
-}
+};
 
-constexpr int64_t kStreamRow = 2048;  // bytes of a row that is turned in L1 and streamed out whole
-
-// Rows are written whole and in order, which is what a write-combining buffer needs.
-template <class T, class Table>
-FUSEDOPS_INLINE void stream_row(const RopeArgs& a, const T* x, const Table* cos, const Table* sin,
-                                T* y) {
-  alignas(64) float row[kStreamRow / 4];
-  rotate_row(a, x, cos, sin, reinterpret_cast<T*>(row));
-  float* out = reinterpret_cast<float*>(y);
-  const int64_t floats = a.head_dim * static_cast<int64_t>(sizeof(T)) / 4;
-  for (int64_t i = 0; i < floats; i += Vf::N) stream(out + i, load<Vf>(row + i));
-}
-
+// Both parts of every row begin on a line and are written line by line.
 template <class T>
 bool can_stream(const RopeArgs& a) {
   const auto aligned = [](int64_t elements) { return elements * sizeof(T) % 64 == 0; };
-  return a.stream && a.x_dim == 1 && a.y_dim == 1 &&
-         a.head_dim * static_cast<int64_t>(sizeof(T)) <= kStreamRow &&
-         reinterpret_cast<uintptr_t>(a.y) % 64 == 0 && aligned(a.head_dim) && aligned(a.y_batch) &&
-         aligned(a.y_head) && aligned(a.y_seq);
+  return a.stream && reinterpret_cast<uintptr_t>(a.y) % 64 == 0 && aligned(a.half) &&
+         aligned(a.y_batch) && aligned(a.y_head) && aligned(a.y_seq);
 }
 
 FUSEDOPS_INLINE int64_t position(const RopeArgs& a, int64_t b, int64_t s) {
@@ -126,49 +144,106 @@ FUSEDOPS_INLINE int64_t position(const RopeArgs& a, int64_t b, int64_t s) {
                                 : static_cast<const int32_t*>(a.position_ids)[i]);
 }
 
-// Positions [first, stop) of one head.
+// A unit of work: `block` positions of one head from `seq` on, or all heads of one position.
 struct Unit {
-  int64_t batch, head, first, stop;
+  int64_t batch, head, seq;
 };
 FUSEDOPS_INLINE Unit unit_at(const RopeArgs& a, int64_t index) {
-  const int64_t blocks = (a.seq + a.block - 1) / a.block,
-                first = index / a.heads % blocks * a.block;
-  return {index / a.heads / blocks, index % a.heads, first,
-          first + a.block < a.seq ? first + a.block : a.seq};
+  if (a.block == 0) return {index / a.seq, 0, index % a.seq};
+  const int64_t blocks = (a.seq + a.block - 1) / a.block;
+  return {index / a.heads / blocks, index % a.heads, index / a.heads % blocks * a.block};
 }
+FUSEDOPS_INLINE Unit after(const RopeArgs& a, Unit u) {
+  if (a.block != 0 && ++u.head < a.heads) return u;
+  u.head = 0;
+  u.seq += a.block == 0 ? 1 : a.block;
+  if (u.seq >= a.seq) u.seq = 0, u.batch++;
+  return u;
+}
+
 template <class T>
-FUSEDOPS_INLINE const T* row_of_x(const RopeArgs& a, const Unit& u, int64_t s) {
-  return static_cast<const T*>(a.x) + u.batch * a.x_batch + u.head * a.x_head + s * a.x_seq;
+FUSEDOPS_INLINE const T* x_at(const RopeArgs& a, int64_t b, int64_t h, int64_t s) {
+  return static_cast<const T*>(a.x) + b * a.x_batch + h * a.x_head + s * a.x_seq;
+}
+template <class T, class Table>
+FUSEDOPS_INLINE Row<T, Table> row_at(const RopeArgs& a, int64_t b, int64_t h, int64_t s,
+                                     const T* ahead) {
+  const int64_t at = position(a, b, s);
+  return {x_at<T>(a, b, h, s), ahead,
+          static_cast<const Table*>(a.cos) + b * a.cos_batch + at * a.cos_row,
+          static_cast<const Table*>(a.sin) + b * a.sin_batch + at * a.sin_row,
+          static_cast<T*>(a.y) + b * a.y_batch + h * a.y_head + s * a.y_seq};
+}
+
+// n rows that lie in equal steps. The arguments are copied: no store through y can change them.
+struct Steps {
+  int64_t x, y, cos, sin;
+};
+template <class T, class Table, class Kind>
+__attribute__((noinline)) void rotate_run(RopeArgs a, Row<T, Table> r, int64_t n, Steps step,
+                                          Kind kind) {
+  for (int64_t i = 0; i < n; i++) {
+    kind.rotate_row(a, r);
+    r.x += step.x, r.ahead += step.x, r.y += step.y, r.cos += step.cos, r.sin += step.sin;
+  }
+}
+
+// One table row serves all heads; memory is read ahead in whole positions.
+template <class T, class Table, class Kind>
+FUSEDOPS_INLINE void rotate_heads(const RopeArgs& a, const Unit& u, Kind kind) {
+  const int64_t row_bytes = a.head_dim * static_cast<int64_t>(sizeof(T));
+  const int64_t later = a.prefetch / (a.heads * row_bytes) + (a.prefetch ? 1 : 0);
+  const int64_t s = u.seq + later < a.seq ? u.seq + later : u.seq;
+  const Row<T, Table> r = row_at<T, Table>(a, u.batch, 0, u.seq, x_at<T>(a, u.batch, 0, s));
+  rotate_run(a, r, a.heads, {a.x_head, a.y_head, 0, 0}, kind);
+}
+
+// Positions [begin, end) of one head.
+template <class T, class Table, class Kind>
+FUSEDOPS_INLINE void rotate_positions(const RopeArgs& a, const Unit& u, int64_t begin, int64_t end,
+                                      const T* ahead, Kind kind) {
+  const Steps step = {a.x_seq, a.y_seq, a.cos_row, a.sin_row};
+  const int64_t in_order = a.position_ids ? 1 : end - begin;
+  for (int64_t s = begin; s < end; s += in_order, ahead += a.x_seq)
+    rotate_run(a, row_at<T, Table>(a, u.batch, u.head, s, ahead), in_order, step, kind);
+}
+
+template <class T, class Table, class Kind>
+FUSEDOPS_INLINE void rotate_units(const RopeArgs& a, int64_t begin, int64_t end, Kind kind) {
+  // Rows that are read ahead, at the end of a unit from the next one.
+  const int64_t row_bytes = a.head_dim * static_cast<int64_t>(sizeof(T)),
+                ahead = a.prefetch / row_bytes;
+  Unit u = unit_at(a, begin);
+  for (int64_t index = begin; index < end; index++) {
+    if (a.block == 0) {
+      rotate_heads<T, Table>(a, u, kind);
+      u = after(a, u);
+      continue;
+    }
+    const Unit next = index + 1 < end ? after(a, u) : u;
+    const int64_t stop = u.seq + a.block < a.seq ? u.seq + a.block : a.seq,
+                  split = stop - ahead > u.seq ? stop - ahead : u.seq;
+    rotate_positions<T, Table>(a, u, u.seq, split, x_at<T>(a, u.batch, u.head, u.seq + ahead),
+                               kind);
+    rotate_positions<T, Table>(a, u, split, stop,
+                               x_at<T>(a, next.batch, next.head, next.seq + split + ahead - stop),
+                               kind);
+    u = next;
+  }
 }
 
 template <class T, class Table>
 FUSEDOPS_INLINE void rope(const RopeArgs& a, int64_t begin, int64_t end) {
-  const bool streaming = can_stream<T>(a), adjacent = a.x_dim == 1 && a.y_dim == 1;
-  const int64_t row_bytes = a.head_dim * static_cast<int64_t>(sizeof(T));
-  const int64_t ahead = a.prefetch / row_bytes;  // rows, across the end of the unit
-  for (int64_t index = begin; index < end; index++) {
-    const Unit u = unit_at(a, index), next = unit_at(a, index + 1 < end ? index + 1 : index);
-    for (int64_t s = u.first; s < u.stop; s++) {
-      if (ahead) {
-        const int64_t later = s + ahead - u.stop;
-        const T* p =
-            later < 0 ? row_of_x<T>(a, u, s + ahead) : row_of_x<T>(a, next, next.first + later);
-        for (int64_t i = 0; i < row_bytes; i += 64) prefetch(reinterpret_cast<const char*>(p) + i);
-      }
-      const int64_t at = position(a, u.batch, s);
-      const T* x = row_of_x<T>(a, u, s);
-      T* y = static_cast<T*>(a.y) + u.batch * a.y_batch + u.head * a.y_head + s * a.y_seq;
-      const Table* cos = static_cast<const Table*>(a.cos) + u.batch * a.cos_batch + at * a.cos_row;
-      const Table* sin = static_cast<const Table*>(a.sin) + u.batch * a.sin_batch + at * a.sin_row;
-      if (streaming)
-        stream_row(a, x, cos, sin, y);
-      else if (adjacent)
-        rotate_row(a, x, cos, sin, y);
-      else
-        rotate_scattered_row(a, x, cos, sin, y);
-    }
+  if (a.x_dim != 1 || a.y_dim != 1) return rotate_units<T, Table>(a, begin, end, Scattered{});
+  if (!can_stream<T>(a)) {
+    if (a.interleaved) return rotate_units<T, Table>(a, begin, end, Adjacent<true, false>{});
+    return rotate_units<T, Table>(a, begin, end, Adjacent<false, false>{});
   }
-  if (streaming) stream_fence();
+  if (a.interleaved)
+    rotate_units<T, Table>(a, begin, end, Adjacent<true, true>{});
+  else
+    rotate_units<T, Table>(a, begin, end, Adjacent<false, true>{});
+  stream_fence();
 }
 
 // The eager steps, each over rows [begin, end).

@@ -104,6 +104,13 @@ FUSEDOPS_INLINE void store_n(T* p, Vf a, int n) {
 }
 FUSEDOPS_INLINE void store_n(double* p, Vd a, int n) { _mm256_maskstore_pd(p, first_n_64(n), a.v); }
 FUSEDOPS_INLINE void stream(float* p, Vf a) { _mm256_stream_ps(p, a.v); }
+FUSEDOPS_INLINE void stream(double* p, Vd a) { _mm256_stream_pd(p, a.v); }
+template <class T>
+  requires(sizeof(T) == 2)
+FUSEDOPS_INLINE void stream2(T* p, Vf a, Vf b) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p),
+                      _mm256_set_m128i(narrow(b.v, p), narrow(a.v, p)));
+}
 FUSEDOPS_INLINE void stream_fence() { _mm_sfence(); }
 
 FUSEDOPS_INLINE Vf operator+(Vf a, Vf b) { return {_mm256_add_ps(a.v, b.v)}; }

@@ -106,6 +106,42 @@ FUSEDOPS_INLINE void store_n(double* p, Vd a, int n) {
   _mm512_mask_storeu_pd(p, static_cast<__mmask8>(first_n(n)), a.v);
 }
 FUSEDOPS_INLINE void stream(float* p, Vf a) { _mm512_stream_ps(p, a.v); }
+FUSEDOPS_INLINE void stream(double* p, Vd a) { _mm512_stream_pd(p, a.v); }
+
+// One shuffle widens half of 32 elements: each moves to the upper word of its lane.
+FUSEDOPS_INLINE void load2(const bf16* p, Vf& a, Vf& b) {
+  const __m512i both = _mm512_loadu_si512(p);
+  const __m512i low =
+      _mm512_set_epi32(15 << 16, 14 << 16, 13 << 16, 12 << 16, 11 << 16, 10 << 16, 9 << 16, 8 << 16,
+                       7 << 16, 6 << 16, 5 << 16, 4 << 16, 3 << 16, 2 << 16, 1 << 16, 0);
+  const __m512i high = _mm512_or_si512(low, _mm512_set1_epi32(16 << 16));
+  constexpr __mmask32 upper = 0xaaaaaaaa;
+  a.v = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(upper, low, both));
+  b.v = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(upper, high, both));
+}
+template <class T>
+FUSEDOPS_INLINE __m512i narrow2(Vf a, Vf b, const T* p) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(narrow(a.v, p)), narrow(b.v, p), 1);
+}
+#ifdef __AVX512BF16__
+FUSEDOPS_INLINE __m512i narrow2(Vf a, Vf b, const bf16* p) {
+  const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b.v, a.v));
+  // A zero may be a subnormal that the instruction dropped.
+  if (_mm512_testn_epi16_mask(both, _mm512_set1_epi16(0x7fff)) == 0) [[likely]]
+    return both;
+  return narrow2<bf16>(a, b, p);
+}
+#endif
+template <class T>
+  requires(sizeof(T) == 2)
+FUSEDOPS_INLINE void store2(T* p, Vf a, Vf b) {
+  _mm512_storeu_si512(p, narrow2(a, b, p));
+}
+template <class T>
+  requires(sizeof(T) == 2)
+FUSEDOPS_INLINE void stream2(T* p, Vf a, Vf b) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), narrow2(a, b, p));
+}
 FUSEDOPS_INLINE void stream_fence() { _mm_sfence(); }
 
 FUSEDOPS_INLINE Vf operator+(Vf a, Vf b) { return {_mm512_add_ps(a.v, b.v)}; }

@@ -44,17 +44,32 @@ FUSEDOPS_INLINE float32x4_t widen(uint16x4_t h, const bf16*) {
 FUSEDOPS_INLINE uint16x4_t narrow(float32x4_t v, const f16*) {
   return vreinterpret_u16_f16(vcvt_f16_f32(v));
 }
-FUSEDOPS_INLINE uint16x4_t narrow(float32x4_t v, const bf16*) {
+FUSEDOPS_INLINE uint16x8_t narrow2(float32x4_t v, float32x4_t w, const f16*) {
+  return vreinterpretq_u16_f16(vcvt_high_f16_f32(vcvt_f16_f32(v), w));
+}
 #ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
+FUSEDOPS_INLINE uint16x4_t narrow(float32x4_t v, const bf16*) {
   return vreinterpret_u16_bf16(vcvt_bf16_f32(v));
+}
+FUSEDOPS_INLINE uint16x8_t narrow2(float32x4_t v, float32x4_t w, const bf16*) {
+  return vreinterpretq_u16_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(v), w));
+}
 #else
+// The result is in the upper halves of the lanes.
+FUSEDOPS_INLINE uint32x4_t rounded(float32x4_t v) {
   const uint32x4_t u = vreinterpretq_u32_f32(v);
   const uint32x4_t odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
   const uint32x4_t r = vaddq_u32(vaddq_u32(u, vdupq_n_u32(0x7fff)), odd);
   const uint32x4_t quiet = vorrq_u32(u, vdupq_n_u32(0x400000));
-  return vshrn_n_u32(vbslq_u32(vceqq_f32(v, v), r, quiet), 16);
-#endif
+  return vbslq_u32(vceqq_f32(v, v), r, quiet);
 }
+FUSEDOPS_INLINE uint16x4_t narrow(float32x4_t v, const bf16*) {
+  return vshrn_n_u32(rounded(v), 16);
+}
+FUSEDOPS_INLINE uint16x8_t narrow2(float32x4_t v, float32x4_t w, const bf16*) {
+  return vuzp2q_u16(vreinterpretq_u16_u32(rounded(v)), vreinterpretq_u16_u32(rounded(w)));
+}
+#endif
 
 template <class V, class T>
 FUSEDOPS_INLINE V load(const T* p) {
@@ -114,7 +129,25 @@ FUSEDOPS_INLINE void store_n(T* p, V a, int n) {
 }
 // The architecture's non-temporal store is a hint for a pair of registers, not one.
 FUSEDOPS_INLINE void stream(float* p, Vf a) { store(p, a); }
+FUSEDOPS_INLINE void stream(double* p, Vd a) { store(p, a); }
 FUSEDOPS_INLINE void stream_fence() {}
+
+// One load and one store of eight 16-bit elements.
+FUSEDOPS_INLINE void load2(const f16* p, Vf& a, Vf& b) {
+  const float16x8_t both = vreinterpretq_f16_u16(vld1q_u16(&p->bits));
+  a.v = vcvt_f32_f16(vget_low_f16(both));
+  b.v = vcvt_high_f32_f16(both);
+}
+FUSEDOPS_INLINE void load2(const bf16* p, Vf& a, Vf& b) {
+  const uint16x8_t both = vld1q_u16(&p->bits);
+  a.v = vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(both), 16));
+  b.v = vreinterpretq_f32_u32(vshll_high_n_u16(both, 16));
+}
+template <class T>
+  requires(sizeof(T) == 2)
+FUSEDOPS_INLINE void store2(T* p, Vf a, Vf b) {
+  vst1q_u16(&p->bits, narrow2(a.v, b.v, p));
+}
 
 FUSEDOPS_INLINE Vf operator+(Vf a, Vf b) { return {vaddq_f32(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf operator-(Vf a, Vf b) { return {vsubq_f32(a.v, b.v)}; }

@@ -99,7 +99,10 @@ FUSEDOPS_INLINE void store_n(T* p, V a, int n) {
   store(part, a);
   for (int i = 0; i < n; i++) p[i] = part[i];
 }
-FUSEDOPS_INLINE void stream(float* p, Vf a) { store(p, a); }
+template <class V>
+FUSEDOPS_INLINE void stream(typename V::lane* p, V a) {
+  store(p, a);
+}
 FUSEDOPS_INLINE void stream_fence() {}
 
 template <class T>

@@ -11,6 +11,10 @@
 //                                    past n read as 0
 //   stream(p, v)                     store around the caches where the ISA can; p aligned to the
 //   vector
+//
+//   load2(p, a, b), store2(p, a, b), stream2(p, a, b)  the same for 2N elements; p of stream2
+//                                    aligned to 64 bytes
+//
 //   + - * /, -v                      one rounding each, never contracted
 //   fma(a, b, c)                     a*b + c with one rounding (portable: a*b exact, then two
 //   roundings) mul_add(a, b, c)                 a*b + c, as fast as the ISA can (fused where it has
@@ -83,5 +87,26 @@ FUSEDOPS_INLINE void copy_string(char* to, const char* from, int64_t n) {
 #endif
 }
 FUSEDOPS_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+// Headers overload these where both vectors together are cheaper.
+template <class T, class V>
+FUSEDOPS_INLINE void load2(const T* p, V& a, V& b) {
+  a = load<V>(p);
+  b = load<V>(p + V::N);
+}
+template <class T, class V>
+FUSEDOPS_INLINE void store2(T* p, V a, V b) {
+  store(p, a);
+  store(p + V::N, b);
+}
+template <class T, class V>
+FUSEDOPS_INLINE void stream2(T* p, V a, V b) {
+  if constexpr (sizeof(T) == 2) {
+    store2(p, a, b);
+  } else {
+    stream(p, a);
+    stream(p + V::N, b);
+  }
+}
 
 }  // namespace fusedops::FUSEDOPS_ISA

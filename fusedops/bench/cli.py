@@ -29,7 +29,8 @@ __all__ = ["add_parser", "run"]
 
 OTHERS = ("ladder", "calls", "limits")
 DEFAULT_PEERS = ("eager", "compile")
-SWEEP_PEERS = ("eager", "onednn")  # what needs no compilation at each new shape
+FORMS_PEERS = ("eager",)  # and of some of them torch.compile: see sweep.forms
+FORM_SECONDS = 0.05  # of timing for each of hundreds
 # A large shape, a decode step and one between them; of the matmuls none that takes a second.
 QUICK: dict[str, tuple[str, ...]] = {
     "rope": ("article/rope", "small/decode", "llama-3-8b/prefill-512"),
@@ -62,15 +63,15 @@ def add_parser(commands: Any) -> None:
     )
     add("--threads", default="", help="such as 1,2 (default: as many as torch uses)")
     add("--isa", default="", help="such as avx512,avx2 (default: the one in use)")
-    add(
-        "--peers", default=",".join(DEFAULT_PEERS), help="names, all or none (default: %(default)s)"
-    )
+    usual = "eager,compile; with --forms compile in one form of each shape"
+    add("--peers", help=f"names, all or none (default: {usual})")
     add("--subject", default="fusedops", help="the peer in whose place ours stands")
     add("--candidate", metavar="FILE.py:FUNCTION", help="a function of your own as the subject")
     add("--quick", action="store_true", help="few shapes, little time, a wider noise band")
     add("--seconds", type=float, help="of timing per case, without warm-up and verification")
     add("--sweep", type=int, metavar="N", help="N random shapes; prints the worst")
     add("--seed", type=int, default=1, help="of --sweep (default: %(default)s)")
+    add("--forms", nargs="?", const="*", metavar="GLOB", help="models' shapes in every layout")
     add("--bars", nargs="?", const="*", metavar="GLOB", help="check the speed that must hold")
     add("--json", metavar="FILE", help="keep the record there; - is standard output")
     add("--compare", nargs="+", metavar="OLD.json", help="with this run, or OLD.json NEW.json")
@@ -163,8 +164,8 @@ def _execute(options: argparse.Namespace, plan: Plan, session: Session) -> int:
             limits = Limits(threads, progress=session.progress.status)
             session.print(f"### {title}\n\n{report.limits_table(limits.table())}")
         return 0
-    if options.sweep is not None:
-        return _sweep(options.sweep, options.seed, plan, session)
+    if options.sweep is not None or options.forms is not None:
+        return _sweep(list(_shapes(options, plan)), options.peers is None, plan, session)
     jobs = {"ladder": _ladder_jobs, "calls": _calls_jobs}.get(options.what, _op_jobs)
     return _jobs(list(jobs(options, plan)), session, rivals=options.what != "calls")
 
@@ -269,20 +270,23 @@ def _bars(glob: str, plan: Plan, session: Session) -> int:
     return int(any(one.state != "ok" for one in done))
 
 
-def _sweep(count: int, seed: int, plan: Plan, session: Session) -> int:
-    subject = plan.subject.name
-    todo = [
-        shape
-        for op in plan.ops
-        for regime in plan.regimes
-        for shape in sweep.shapes(
-            op, count, seed, plan.dtypes, regime, plan.threads[0], plan.isas[0]
-        )
-    ]
+def _shapes(options: argparse.Namespace, plan: Plan) -> Iterator[sweep.Shape]:
+    for op in plan.ops:
+        for regime in plan.regimes:
+            rest = plan.dtypes, regime, plan.threads[0], plan.isas[0]
+            if options.forms is not None:
+                yield from sweep.forms(op, options.forms, *rest)
+            else:
+                yield from sweep.shapes(op, options.sweep, options.seed, *rest)
+
+
+def _sweep(todo: list[sweep.Shape], compiling: bool, plan: Plan, session: Session) -> int:
+    subject, compiler = plan.subject.name, _entry("compile")
     session.begin(len(todo))
     lost = []
     for shape in todo:
-        run = partial(_measured, plan, shape.case, shape.sample, plan.entries, subject, False)
+        entries = [*plan.entries, compiler] if compiling and shape.compiled else plan.entries
+        run = partial(_measured, plan, shape.case, shape.sample, entries, subject, False)
         result = _do(Job(_title(shape.case), run), session)
         if sweep.loses(result, subject):
             again = run(session.progress.status)
@@ -306,20 +310,23 @@ def _do(job: Job, session: Session) -> Result:
 def _plan(options: argparse.Namespace) -> Plan:
     if options.what not in SPECS and options.sweep is not None:
         raise ValueError("[bench] --sweep must be given an op")
+    swept = options.sweep is not None or options.forms is not None
+    if options.forms is not None:
+        _require_forms(options.what, options.forms)
     if options.sweep is not None and options.sweep < 1:
         raise ValueError(f"[bench] --sweep must be at least 1 but got {options.sweep}")
     if options.seconds is not None and not 0 <= options.seconds < float("inf"):
         raise ValueError(f"[bench] --seconds must be at least 0 but got {options.seconds:g}")
     ops = (options.what,) if options.what in SPECS else tuple(SPECS)
-    plain = options.what not in OTHERS and options.bars is None and options.sweep is None
+    plain = options.what not in OTHERS and options.bars is None and not swept
     if plain and not any(True for op in ops for _ in _samples(op, options)):
         raise ValueError(f"[bench] --shape must match a shape but got {options.shape!r}")
     if options.bars is not None and not bars.grouped(options.bars, ops, 1, ""):
         raise ValueError(f"[bench] --bars must match a bar but got {options.bars!r}")
-    quick = options.quick or options.sweep is not None
+    quick = options.quick or swept
     seconds = options.seconds
     if seconds is None:
-        seconds = 0.3 if quick else 1.0
+        seconds = FORM_SECONDS if options.forms is not None else 0.3 if quick else 1.0
     subject = _subject(options)
     return Plan(
         ops=ops,
@@ -334,6 +341,17 @@ def _plan(options: argparse.Namespace) -> Plan:
     )
 
 
+def _require_forms(op: str, glob: str) -> None:
+    with_forms = [name for name, spec in SPECS.items() if spec.forms]
+    if op not in with_forms:
+        raise ValueError(
+            f"[bench] --forms must be given an op with layouts ({', '.join(with_forms)}) "
+            f"but got {op}"
+        )
+    if not any(sweep.forms(op, glob, ("f32",), Regime(), 1, "")):
+        raise ValueError(f"[bench] --forms must match a shape but got {glob!r}")
+
+
 def _samples(op: str, options: argparse.Namespace) -> Iterator[Sample]:
     few = options.quick or (options.what is None and options.shape is None)
     for sample in SPECS[op].bench:
@@ -346,7 +364,7 @@ def _samples(op: str, options: argparse.Namespace) -> Iterator[Sample]:
 
 def _given_dtypes(options: argparse.Namespace) -> tuple[str, ...]:
     text = options.dtype
-    if options.what == "ladder" and text == "f32,bf16":
+    if (options.what == "ladder" or options.forms is not None) and text == "f32,bf16":
         text = "f32,bf16,f16"
     return _among("--dtype", text.split(","), DTYPES)
 
@@ -372,7 +390,7 @@ def _isas(text: str) -> tuple[str, ...]:
 def _peers(options: argparse.Namespace) -> tuple[str, ...]:
     text = options.peers
     if text is None:
-        return DEFAULT_PEERS if options.sweep is None else SWEEP_PEERS
+        return DEFAULT_PEERS if options.forms is None else FORMS_PEERS
     if text in ("", "none"):
         return ()
     if text == "all":

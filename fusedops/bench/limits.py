@@ -114,7 +114,8 @@ class Limits:
         Memory: the reads at the rate of reading, and as much as is both read and written at that of
         a copy (or of a change in place), whichever takes longer; each rate at the working set of
         the whole, because a cache that is a little too small is no cache at all. Training is
-        twice the bytes and operations, with a matmul three times the operations. Each call probes
+        twice the bytes and operations, with a matmul three times the operations; a loop is all of
+        its steps. Each call probes
         again, for the best seen.
 
         Args:
@@ -125,7 +126,7 @@ class Limits:
             regime: in place and cold have rates of their own.
             matmul: whether the operations are those of a matmul.
         """
-        passes = 2 if regime.work == "train" else 1
+        passes = regime.passes
         cold, both = regime.cache == "cold", min(read, written)
         touched = read if regime.output == "in_place" else read + written
         candidates = []
@@ -147,7 +148,7 @@ class Limits:
                 f"its operations at {rate / 1e9:.0f} GFLOP/s, "
                 f"the vector units' peak for {UNITS[dtype]}"
             )
-            times = 3 if matmul and passes == 2 else passes
+            times = 3 if matmul and regime.work == "train" else passes
             candidates.append(Limit(times * flops / rate, reason))
         if not candidates:
             return Limit(0.0, "there is nothing to do")

@@ -107,6 +107,7 @@ class Entry:
     name: str
     build: Callable[[OpSpec, Call, Regime], Callable[[], Any] | Candidate]
     differentiable: bool = True
+    loops: bool = False
     missing: str | None = None
     sample: Sample | None = None
     read: Callable[[Any], Any] = lambda output: output
@@ -117,7 +118,7 @@ class Entry:
     @classmethod
     def of(cls, peer: Peer) -> Entry:
         """The candidate that a peer is."""
-        return cls(peer.name, peer.build, peer.differentiable, missing=peer.missing())
+        return cls(peer.name, peer.build, peer.differentiable, peer.loops, missing=peer.missing())
 
 
 def measure(
@@ -155,12 +156,13 @@ def measure(
         rows = run.rows(entries, subject, timed, limit)
     twin = timed.get(subject + TWIN)
     noise = noise if twin is None else timing.noise(timed[subject], twin, noise)
-    dtype, passes = DTYPES[case.dtype], 2 if case.regime.work == "train" else 1
+    dtype, passes = DTYPES[case.dtype], case.regime.passes
+    trained = case.regime.work == "train" and case.op in MATMULS
     return Result(
         case=case,
         size=f"{case.op} {sample.size}",
         bytes=passes * sample.bytes_moved(dtype),
-        flops=(3 if passes == 2 and case.op in MATMULS else passes) * sample.flops(),
+        flops=(3 if trained else passes) * sample.flops(),
         limit=limit,
         noise=noise,
         rows=tuple(_plausible(rows, entries, case, noise)),
@@ -379,6 +381,8 @@ class _Run:
         inputs, regime = self.inputs(entry), self.case.regime
         if regime.work == "train" and not (entry.differentiable or entry.yardstick):
             raise Unsupported("it has no gradients")
+        if regime.work == "loop" and not entry.loops:
+            raise Unsupported("it has no decode loop")
         built = entry.build(self.spec, inputs.call, regime)
         if isinstance(built, Candidate):
             return built

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 __all__ = [
     "SCHEMA",
+    "STEPS",
     "Case",
     "Limit",
     "Quantiles",
@@ -49,16 +50,20 @@ class Quantiles:
         return cls(fifths[0], statistics.median(values), fifths[3])
 
 
+STEPS = 50  # of a decode loop
+
+
 @dataclass(frozen=True)
 class Regime:
     """What is timed. Only rows of one regime are ever compared.
 
-    work: the forward pass, or forward and backward. output: allocated by each call, written into
-    a warm tensor given to each call, or written over the input. cache: as the last call left the
+    work: the forward pass; forward and backward; or a loop of STEPS decode steps, each at the next
+    offset, inside torch.compile (but for eager's). output: allocated by each call, written into a
+    warm tensor given to each call, or written over the input. cache: as the last call left the
     caches, or with everything evicted between two calls.
     """
 
-    work: Literal["forward", "train"] = "forward"
+    work: Literal["forward", "train", "loop"] = "forward"
     output: Literal["fresh", "given", "in_place"] = "fresh"
     cache: Literal["warm", "cold"] = "warm"
 
@@ -84,6 +89,11 @@ class Regime:
             chosen[kind] = word
         return cls(**chosen)  # type: ignore[arg-type]
 
+    @property
+    def passes(self) -> int:
+        """How often the bytes of a forward pass move."""
+        return {"forward": 1, "train": 2, "loop": STEPS}[self.work]
+
     def __str__(self) -> str:
         """What parse reads: the words that are not the usual ones, or "forward"."""
         usual = Regime()
@@ -96,6 +106,7 @@ class Regime:
 _WORDS = {
     "forward": "work",
     "train": "work",
+    "loop": "work",
     "fresh": "output",
     "given": "output",
     "in_place": "output",

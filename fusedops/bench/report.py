@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from fusedops.bench.record import Quantiles, Record, Regime, Result, Row
+from fusedops.bench.record import STEPS, Quantiles, Record, Regime, Result, Row
 from fusedops.bench.timing import TWIN, verdict
 
 __all__ = [
@@ -300,6 +300,7 @@ def _regime(regime: Regime) -> str:
     """In words, after a comma each; nothing for a forward pass with fresh outputs, warm."""
     words = {
         "forward and backward": regime.work == "train",
+        f"{STEPS} compiled decode steps": regime.work == "loop",
         "given output": regime.output == "given",
         "in place": regime.output == "in_place",
         "cold caches": regime.cache == "cold",

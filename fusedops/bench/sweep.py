@@ -1,13 +1,16 @@
 """Random shapes, seeded: the worst rows, and those that lose.
 
-The shapes come from ``OpSpec.random``: primes and tails as well as round sizes. A row that loses
-is measured once more before it counts.
+The shapes come from ``OpSpec.random``, primes and tails as well as round sizes, or from
+``OpSpec.forms``: models' shapes in every layout. A row that loses is measured once more before it
+counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from itertools import groupby
 
 import torch
 
@@ -16,17 +19,18 @@ from fusedops.bench.report import best_other, duration, percent, standing, table
 from fusedops.bench.timing import verdict
 from fusedops.testing import SPECS, Sample
 
-__all__ = ["Shape", "loses", "shapes", "text"]
+__all__ = ["Shape", "forms", "loses", "shapes", "text"]
 
 WORST = 10  # rows of each table
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One case of a sweep, and the sample that it runs."""
+    """One case of a sweep, and the sample that it runs; compiled: torch.compile takes part."""
 
     case: Case
     sample: Sample
+    compiled: bool = False
 
 
 def shapes(
@@ -44,6 +48,23 @@ def shapes(
         sample = SPECS[op].random(g)
         dtype = dtypes[int(torch.randint(len(dtypes), (), generator=g))]
         yield Shape(Case(op, sample.name, dtype, regime, threads, isa), sample)
+
+
+def forms(
+    op: str, glob: str, dtypes: Sequence[str], regime: Regime, threads: int, isa: str
+) -> Iterator[Shape]:
+    """Every shape in every layout and dtype, those whose name matches.
+
+    Compiling takes seconds, once for each of them. So each shape is compiled in one of its forms,
+    another one than the shape before: every form meets the compiler, and every shape.
+    """
+    of_shape = groupby(SPECS[op].forms, key=lambda sample: sample.name.rpartition("-")[0])
+    for number, (_, layouts) in enumerate(of_shape):
+        every = [(sample, dtype) for sample in layouts for dtype in dtypes]
+        for place, (sample, dtype) in enumerate(every):
+            case = Case(op, sample.name, dtype, regime, threads, isa)
+            if fnmatch(sample.name.removeprefix("forms/"), glob):
+                yield Shape(case, sample, compiled=place == number % len(every))
 
 
 def loses(result: Result, subject: str) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusedops import tables
 from fusedops.ops import rope, rope_qk
+from fusedops.ops.positions import positions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -81,7 +82,9 @@ class RotaryEmbedding(torch.nn.Module):
         k: Tensor | None = None,
         position_ids: Tensor | None = None,
         *,
-        offset: int = 0,
+        offset: int | Tensor = 0,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
         layout: str = "bhsd",
     ) -> Any:
         """Q, or (q, k), rotated; the arguments of :func:`fusedops.rope` and ``rope_qk``.
@@ -93,6 +96,11 @@ class RotaryEmbedding(torch.nn.Module):
             RuntimeError: as :func:`fusedops.rope`. A position beyond the tables is one only where
                 ``max_positions`` was given and the call is compiled.
         """
+        if cu_seqlens is not None or max_seqlen is not None or type(offset) is not int:
+            bshd = layout == "bshd"
+            position_ids, offset = positions(
+                "RotaryEmbedding", q, bshd, position_ids, offset, cu_seqlens, max_seqlen
+            )
         cos, sin, position_ids, offset = self._read(q, position_ids, offset, layout)
         form: dict[str, Any] = {"layout": layout, "interleaved": self.interleaved}
         if k is None:

@@ -83,16 +83,16 @@ def rope(
         position_ids, offset = positions(
             "rope", x, form[0], position_ids, offset, cu_seqlens, max_seqlen
         )
-    if out is not None:
-        if is_plain(x, cos, sin, out) and _library.is_ordinary(out):
-            _out_plain(x, cos, sin, position_ids, offset, *form, out)
-            _library.count_write((out,))
-            return out
-        _library.refuse_recorded("rope", "out", x, cos, sin, out)
-        _library.refuse_negated("rope", "out", out)
-        _library.write(ops.rope_out, (x, cos, sin, position_ids, offset, *form, out), out)
-        return out
     try:
+        if out is not None:
+            if is_plain(x, cos, sin, out) and _library.is_ordinary(out):
+                _out_plain(x, cos, sin, position_ids, offset, *form, out)
+                _library.count_write((out,))
+                return out
+            _library.refuse_recorded("rope", "out", x, cos, sin, out)
+            _library.refuse_negated("rope", "out", out)
+            _library.write(ops.rope_out, (x, cos, sin, position_ids, offset, *form, out), out)
+            return out
         if is_plain(x, cos, sin):
             return _plain(x, cos, sin, position_ids, offset, *form)
         if is_transformed():
@@ -230,7 +230,7 @@ def _hinted(
     """The error of a check, with a sentence of ``fusedops.doctor`` where it knows the mistake."""
     from fusedops.diagnosis import hint
 
-    if not re.match(r"\[rope.*(rotary_dim|table|cos must)", str(error)):
+    if not re.match(r"\[rope.*(rotary_dim|table|cos must|position_ids must be \[)", str(error)):
         return error
     advice = hint(
         x,

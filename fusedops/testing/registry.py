@@ -38,6 +38,7 @@ from fusedops.testing.workloads import (
     ROPE_BENCH,
     ROPE_QK_BARS,
     ROPE_QK_BENCH,
+    ROPE_QK_FORMS,
     Bar,
     random_gelu,
     random_linear,
@@ -56,7 +57,7 @@ class OpSpec:
     names registered for it in torch.ops.fusedops, their _nograd twins left out. probes are the
     samples that every distribution runs on: values and shapes take different paths through a
     kernel, so one crossing suffices. bench: shapes of real models; random: one more, for a sweep;
-    bars: the speed that must hold.
+    forms: models' shapes in every layout, where an op has layouts; bars: the speed that must hold.
     """
 
     name: str
@@ -69,6 +70,7 @@ class OpSpec:
     bench: tuple[Sample, ...]
     random: Callable[[torch.Generator], Sample]
     bars: tuple[Bar, ...] = ()
+    forms: tuple[Sample, ...] = ()
     dtypes: Mapping[str, torch.dtype] = field(default_factory=lambda: DTYPES)
 
     def public(self) -> Callable[..., Any]:
@@ -121,6 +123,7 @@ SPECS: Mapping[str, OpSpec] = {
             samples=ROPE_QK_SAMPLES,
             probes=("gqa",),
             bench=ROPE_QK_BENCH,
+            forms=ROPE_QK_FORMS,
             random=random_rope_qk,
             bars=ROPE_QK_BARS,
         ),

@@ -82,6 +82,7 @@ class Rope:
     conjugate: bool = False
     view: str = "contiguous"
     table_view: str = "contiguous"
+    packed: bool = False  # q and k are slices of one projection [B, S, H + 2 K, D]
 
     @property
     def batch(self) -> int:
@@ -109,7 +110,13 @@ class Rope:
     def build(self, dtype: torch.dtype, distribution: str = "normal", seed: int = 0) -> Call:
         """Tables are the cosines and sines of real angles; only x follows the distribution."""
         g = generator(self.name, distribution, dtype, seed)
-        xs = [fill(distribution, self._layout(h), dtype, g, self.view) for h in self.head_counts]
+        xs = (
+            self._packed(distribution, dtype, g)
+            if self.packed
+            else [
+                fill(distribution, self._layout(h), dtype, g, self.view) for h in self.head_counts
+            ]
+        )
         rows = self.offset + self.shape[-2] + self.spare
         position_ids = None
         if self.positions is not None:
@@ -143,6 +150,13 @@ class Rope:
     def flops(self) -> int:
         """Four products and two sums per pair."""
         return 6 * sum(self.head_counts) * self.batch * self.shape[-2] * self.width
+
+    def _packed(self, distribution: str, dtype: torch.dtype, g: torch.Generator) -> list[Tensor]:
+        heads, kv_heads = self.head_counts
+        *batch, _, tokens, dim = self.shape
+        whole = fill(distribution, (*batch, tokens, heads + 2 * kv_heads, dim), dtype, g)
+        parts = whole.narrow(-2, 0, heads), whole.narrow(-2, heads, kv_heads)
+        return [x.transpose(-2, -3) if self.layout == "bhsd" else x for x in parts]
 
     def _layout(self, heads: int) -> Shape:
         *batch, _, tokens, dim = self.shape

@@ -91,6 +91,9 @@ ROPE_QK_SAMPLES = (
     Rope("table-f32", (2, 4, 5, 32), kv_heads=2, table_dtype="f32"),
     Rope("table-3d", (2, 4, 5, 32), kv_heads=2, table="3d", conjugate=True),
     Rope("outer-swapped", (2, 4, 5, 32), kv_heads=2, view="outer_swapped"),
+    Rope("packed", (2, 4, 5, 32), kv_heads=2, packed=True),
+    Rope("packed-bshd", (2, 4, 5, 34), kv_heads=1, packed=True, layout="bshd", interleaved=True),
+    Rope("sequences", (4, 11, 34), kv_heads=2, layout="bshd", positions=(_I32, "S")),
     Rope("large", (1, 12, 131, 64), kv_heads=4),
 )
 

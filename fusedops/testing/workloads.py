@@ -25,6 +25,7 @@ __all__ = [
     "ROPE_BENCH",
     "ROPE_QK_BARS",
     "ROPE_QK_BENCH",
+    "ROPE_QK_FORMS",
     "Bar",
     "random_gelu",
     "random_linear",
@@ -146,6 +147,66 @@ GELU_BENCH = (
     Gelu("phi-2/decode-8", (8, 1, 10240), approximate="tanh"),
 )
 
+# --- every layout --------------------------------------------------------------------------------
+
+# Model: heads of q and of k on one device, head_dim, rotary_dim, whether neighbours are pairs; and
+# five batches of tokens.
+_MODELS: dict[str, tuple[tuple[int, int, int, int, bool], tuple[tuple[int, int], ...]]] = {
+    "llama-3-8b": ((32, 8, 128, 128, False), ((1, 1), (8, 1), (1, 17), (1, 128), (1, 777))),
+    "llama-3-70b-tp8": ((8, 1, 128, 128, False), ((1, 1), (32, 1), (1, 333), (4, 256), (1, 4096))),
+    "qwen2.5-7b": ((28, 4, 128, 128, False), ((1, 1), (4, 1), (1, 64), (2, 100), (1, 1024))),
+    "qwen2.5-0.5b": ((14, 2, 64, 64, False), ((1, 1), (8, 1), (1, 7), (1, 2048), (1, 8192))),
+    "smollm-135m": ((9, 3, 64, 64, False), ((1, 1), (16, 1), (1, 129), (8, 128), (1, 4096))),
+    "gemma-2b": ((8, 1, 256, 256, False), ((1, 1), (8, 1), (1, 100), (1, 512), (1, 2000))),
+    "gpt-neox-20b": ((64, 64, 96, 24, False), ((1, 1), (2, 1), (1, 31), (1, 128), (1, 512))),
+    "pythia-410m": ((16, 16, 64, 16, False), ((1, 1), (64, 1), (1, 256), (4, 512), (1, 1000))),
+    "gpt-j-6b": ((16, 16, 256, 64, True), ((1, 1), (8, 1), (1, 20), (1, 200), (1, 512))),
+    "phi-2": ((32, 32, 80, 32, False), ((1, 1), (8, 1), (1, 65), (1, 256), (1, 900))),
+    "glm-4-9b": ((32, 2, 128, 64, True), ((1, 1), (8, 1), (1, 48), (1, 300), (1, 1000))),
+    "deepseek-v3-tp16": (
+        (8, 1, 64, 64, True),
+        ((1, 1), (128, 1), (1, 1024), (1, 4096), (1, 32768)),
+    ),
+}
+
+
+def _layouts(
+    name: str, sizes: tuple[int, int, int, int, bool], batch: int, tokens: int
+) -> Iterator[Rope]:
+    """[B, H, S, D] and [B, S, H, D]; slices of one projection; sequences end to end, [T, H, D]."""
+    heads, kv, dim, rotary, interleaved = sizes
+    plain = Rope(
+        f"forms/{name}-{batch}x{tokens}-bhsd",
+        (batch, heads, tokens, dim),
+        kv_heads=kv,
+        rotary=rotary,
+        interleaved=interleaved,
+    )
+    if tokens == 1:  # decode: one place in the text, or one for each sequence
+        each = (torch.int64, "BS")
+        plain = replace(plain, offset=2047) if batch == 1 else replace(plain, positions=each)
+        plain = replace(plain, spare=2048)
+    yield plain
+    yield replace(plain, name=plain.name.replace("bhsd", "bshd"), layout="bshd")
+    yield replace(plain, name=plain.name.replace("bhsd", "packed"), packed=True)
+    yield replace(
+        plain,
+        name=plain.name.replace("bhsd", "thd"),
+        shape=(heads, batch * tokens, dim),
+        layout="bshd",
+        positions=(torch.int64, "S"),
+        offset=0,
+    )
+
+
+# 60 shapes, each in its 4 layouts.
+ROPE_QK_FORMS = tuple(
+    sample
+    for name, (sizes, batches) in _MODELS.items()
+    for batch, tokens in batches
+    for sample in _layouts(name, sizes, batch, tokens)
+)
+
 # --- random shapes ------------------------------------------------------------------------------
 
 
@@ -225,8 +286,8 @@ class Bar:
     unfused), at most ``bound`` times that. ``us``: microseconds a call, at most ``bound``.
     ``limit``: the fraction of the machine's limit, at least ``bound``.
 
-    regime: words of Regime joined by "+": train, given, in_place, cold; nothing: forward, fresh,
-    warm. threads: None for all.
+    regime: words of Regime joined by "+": train, loop, given, in_place, cold; nothing: forward,
+    fresh, warm. threads: None for all.
     """
 
     shape: str
@@ -268,6 +329,9 @@ ROPE_QK_BARS = (
     Bar("llama-3-8b/decode", "f32", "faster", 5, _COMPILED),
     Bar("llama-3-8b/decode-8", "f32", "faster", 3, "eager"),
     Bar("llama-3-8b/decode-8", "f32", "faster", 4, _COMPILED),
+    *(Bar("llama-3-8b/train", dtype, "faster", 4, "eager", "train") for dtype in ("f32", "bf16")),
+    *(_not_slower("llama-3-8b/train", dtype, _COMPILED, "train") for dtype in ("f32", "bf16")),
+    *(_not_slower("llama-3-8b/decode", dtype, "compile", "loop") for dtype in ("f32", "bf16")),
 )
 
 _MANY_ROWS = ("bert-base/128", "bert-large/512", "pythia-410m/prefill-2048", "article/gelu_linear")

@@ -25,14 +25,16 @@ from fusedops.bench.peers.peer import (
     Peer,
     Thunk,
     copying,
+    decode_loop,
     destinations,
     refuse,
 )
 from fusedops.bench.record import Regime
 from fusedops.testing import Call, OpSpec
 
-__all__ = ["PEERS"]
+__all__ = ["PEERS", "compiled_loop"]
 
+LOOP_GRAPHS = 2  # of a decode loop: for the first offset, and for any
 _AUTOTUNE = {"max_autotune": True, "coordinate_descent_tuning": True}  # mode="max-autotune" on CPU
 
 
@@ -43,14 +45,16 @@ def _missing() -> str | None:
     return "torch.compile needs a C++ compiler and found none"
 
 
-def _compile(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+def _compile(
+    function: Callable[..., Any], options: Mapping[str, Any], dynamic: bool | None = False
+) -> Callable[..., Any]:
     known = inspect.signature(torch.compile).parameters
     # Both are new in torch 2.13: out of reach of the limit, and guards of this function alone.
     extra: dict[str, Any] = {"recompile_limit": 1000, "isolate_recompiles": True}
     extra = {name: value for name, value in extra.items() if name in known}
     # The number of threads is written into the code, and inductor's cache on disk is told of it.
     options = {"cpp.threads": torch.get_num_threads(), **options}
-    return torch.compile(function, fullgraph=True, dynamic=False, options=options, **extra)
+    return torch.compile(function, fullgraph=True, dynamic=dynamic, options=options, **extra)
 
 
 def _quiet(compiled: Callable[[], Any], **config: Any) -> Thunk:
@@ -98,6 +102,25 @@ def _whole_op(spec: OpSpec, call: Call, regime: Regime, options: Mapping[str, An
     return _quiet(run)
 
 
+def compiled_loop(call: Call, regime: Regime, function: Callable[..., Any]) -> Thunk:
+    """The loop by the compiled function: two graphs, for one offset and for any, and no more."""
+    loop = _quiet(decode_loop(call, regime, _compile(function, {}, dynamic=None)))
+    stats = torch._dynamo.utils.counters["stats"]
+    allowed = LOOP_GRAPHS
+
+    def run() -> Any:
+        nonlocal allowed
+        before = stats["unique_graphs"]
+        result = loop()
+        graphs = stats["unique_graphs"] - before
+        if graphs > allowed:
+            raise RuntimeError(f"it compiled {graphs} times in a loop where {allowed} were allowed")
+        allowed = 0
+        return result
+
+    return run
+
+
 class _Layer(torch.nn.Module):
     """The op with its weights as constants."""
 
@@ -127,6 +150,8 @@ def _frozen(spec: OpSpec, call: Call, regime: Regime, options: Mapping[str, Any]
 
 
 def _default(spec: OpSpec, call: Call, regime: Regime) -> Thunk:
+    if regime.work == "loop":
+        return compiled_loop(call, regime, spec.reference)
     return _whole_op(spec, call, regime, {})
 
 
@@ -141,7 +166,15 @@ def _autotune(spec: OpSpec, call: Call, regime: Regime) -> Thunk:
 
 
 PEERS = (
-    Peer("compile", "torch.compile of eager", True, _default, _missing, differentiable=True),
+    Peer(
+        "compile",
+        "torch.compile of eager",
+        True,
+        _default,
+        _missing,
+        differentiable=True,
+        loops=True,
+    ),
     Peer(
         "compile-freezing",
         "torch.compile, weights frozen and packed; a given tensor is a copy",

@@ -18,6 +18,7 @@ from fusedops.bench.peers.peer import (
     Thunk,
     always,
     copying,
+    decode_loop,
     destinations,
     main_inputs,
 )
@@ -28,6 +29,8 @@ __all__ = ["PEERS"]
 
 
 def _build(spec: OpSpec, call: Call, regime: Regime) -> Thunk:
+    if regime.work == "loop":
+        return decode_loop(call, regime, spec.reference)
     formula = functools.partial(spec.reference, *call.args, **call.kwargs)
     if regime.output != "fresh":
         wide = call.dtype in (torch.float32, torch.float64)
@@ -127,5 +130,6 @@ PEERS = (
         _build,
         always,
         differentiable=True,
+        loops=True,
     ),
 )

@@ -6,6 +6,7 @@ import functools
 import inspect
 
 import fusedops
+from fusedops.bench.peers.compiled import compiled_loop
 from fusedops.bench.peers.peer import Peer, Thunk, always, destinations, refuse
 from fusedops.bench.record import Regime
 from fusedops.testing import Call, OpSpec
@@ -15,6 +16,8 @@ __all__ = ["PEERS"]
 
 def _build(spec: OpSpec, call: Call, regime: Regime) -> Thunk:
     function = spec.public()
+    if regime.work == "loop":
+        return compiled_loop(call, regime, function)
     if regime.output == "fresh":
         return functools.partial(function, *call.args, **call.kwargs)
     targets = destinations(spec, call, regime)
@@ -27,4 +30,14 @@ def _build(spec: OpSpec, call: Call, regime: Regime) -> Thunk:
     return functools.partial(function, *call.args, **call.kwargs, out=targets[0])
 
 
-PEERS = (Peer("fusedops", "the op of this package", False, _build, always, differentiable=True),)
+PEERS = (
+    Peer(
+        "fusedops",
+        "the op of this package",
+        False,
+        _build,
+        always,
+        differentiable=True,
+        loops=True,
+    ),
+)

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fusedops.bench.record import Regime
+from fusedops.bench.record import STEPS, Regime
 from fusedops.testing import Call, OpSpec
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "always",
     "contiguous",
     "copying",
+    "decode_loop",
     "destinations",
     "load",
     "main_inputs",
@@ -53,7 +54,8 @@ class Peer:
     the main inputs are overwritten and returned. For train the outputs carry a gradient.
 
     stepwise: it may round to the call's dtype between eager's steps. missing(): why it cannot run
-    on this machine, in one line, or None. differentiable: it can do train.
+    on this machine, in one line, or None. differentiable: it can do train. loops: it can do loop;
+    what is returned then is the last step's.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Peer:
     build: Callable[[OpSpec, Call, Regime], Thunk]
     missing: Callable[[], str | None]
     differentiable: bool = False
+    loops: bool = False
 
 
 def always() -> str | None:
@@ -125,6 +128,22 @@ def destinations(spec: OpSpec, call: Call, regime: Regime) -> tuple[Tensor, ...]
         return warm_outputs(spec, call)
     refuse("linear" in spec.name, "the result of a linear layer is not its input's shape")
     return main_inputs(spec, call)
+
+
+def decode_loop(call: Call, regime: Regime, step: Callable[..., Any]) -> Thunk:
+    """STEPS steps at one offset after the other, up to that of the call."""
+    refuse(regime.output != "fresh", "a decode loop allocates its outputs")
+    last = call.kwargs.get("offset", 0)
+    refuse(last < STEPS, "a decode loop needs a shape with an offset, such as llama-3-8b/decode")
+    options = {name: value for name, value in call.kwargs.items() if name != "offset"}
+    offsets = range(last - STEPS + 1, last + 1)
+
+    def run() -> Any:
+        for offset in offsets:
+            result = step(*call.args, offset=offset, **options)
+        return result
+
+    return run
 
 
 def run_and_copy(compute: Thunk, targets: Sequence[Tensor]) -> Thunk:
