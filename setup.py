@@ -246,9 +246,12 @@ class BuildBinaries(build_ext):
 
 
 if __name__ == "__main__":
-    wheel = {"plat_name": TARGET.replace("-", "_").replace(".", "_")} if TARGET else {}
+    options = {}
+    if TARGET:  # its files are never packed with another's
+        options["build"] = {"build_base": f"build/wheel-{TARGET}"}
+        options["bdist_wheel"] = {"plat_name": TARGET.replace("-", "_").replace(".", "_")}
     setup(
         ext_modules=[Extension("fusedops._C", [])],
         cmdclass={"build_ext": BuildBinaries},
-        options={"bdist_wheel": wheel},
+        options=options,
     )

@@ -16,7 +16,7 @@ need_debian() {
 
 # The mirror that apt is configured with, and the release of this machine.
 mirror() {
-  apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep '/debian/*$' | sort -u | head -1
+  apt-get --print-uris update 2>/dev/null | sed -n "s|^'\\(.*/debian/*\\)dists/.*|\\1|p" | sed -n 1p
 }
 release() { (. /etc/os-release && echo "$VERSION_CODENAME"); }
 

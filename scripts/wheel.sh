@@ -66,7 +66,8 @@ case $target in
 # zig has other names for what follows -march=.
 # Nothing of the C++ library that came after the macOS that is named: zig leaves that off.
 language=c++ libraries=()
-flags=(-fno-sized-deallocation -D_LIBCPP_HAS_VENDOR_AVAILABILITY_ANNOTATIONS=1)
+availability=_LIBCPP_HAS_VENDOR_AVAILABILITY_ANNOTATIONS
+flags=(-fno-sized-deallocation "-U\$availability" "-D\$availability=1")
 for flag; do
   case \$flag in
     -shared) language=cc libraries=("$PWD/build/macos/libc++.1.tbd") ;;
@@ -94,7 +95,9 @@ SH
 esac
 
 echo "wheel: build for $target"
-rm -rf build/lib* build/bdist* # setuptools would pack what an earlier build left there
+# setuptools would pack what an earlier build left there.
+rm -rf "build/wheel-$target"
+[[ -n ${FUSEDOPS_TARGET:-} ]] || rm -rf build/lib*
 pip wheel --no-build-isolation --no-deps --wheel-dir "$work/dist" .
 mkdir -p dist
 

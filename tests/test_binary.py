@@ -234,12 +234,16 @@ def test_the_rest_of_the_library_is_for_every_machine() -> None:
     assert [text.splitlines()[0] for text in baseline if VECTOR_CODE.search(text)] == []
 
 
-@x86
 @source
-def test_every_probed_feature_is_known() -> None:
-    probed = set(re.findall(r'\{"(\w+)", \d+, \d+, e', (ROOT / "csrc/isa.cpp").read_text()))
-    wanted = {flag.removeprefix("-m") for _, _, flags in build.isa_rows() for flag in flags}
-    assert wanted <= probed
+@pytest.mark.parametrize(
+    ("machine", "probe"),
+    [("x86_64", r'\{"(\w+)", \d+, \d+, e'), ("aarch64", r'\{"([\w.-]+)", kHwcap')],
+)
+def test_every_probed_feature_is_known(machine: str, probe: str) -> None:
+    probed = set(re.findall(probe, (ROOT / "csrc/isa.cpp").read_text()))
+    flags = [flag for _, _, flags in build.isa_rows_of(machine) for flag in flags]
+    words = {word for flag in flags for word in re.sub("^-m(arch=)?", "", flag).split("+")}
+    assert words <= probed
 
 
 # --- a build that cannot be -----------------------------------------------------------------------

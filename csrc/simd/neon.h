@@ -41,6 +41,11 @@ FUSEDOPS_INLINE float32x4_t widen(uint16x4_t h, const f16*) {
 FUSEDOPS_INLINE float32x4_t widen(uint16x4_t h, const bf16*) {
   return vreinterpretq_f32_u32(vshll_n_u16(h, 16));
 }
+FUSEDOPS_INLINE float32x4_t widen(const int8_t* p) {
+  uint32_t four;
+  __builtin_memcpy(&four, p, sizeof(four));
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four)))));
+}
 FUSEDOPS_INLINE uint16x4_t narrow(float32x4_t v, const f16*) {
   return vreinterpret_u16_f16(vcvt_f16_f32(v));
 }
@@ -73,7 +78,9 @@ FUSEDOPS_INLINE uint16x8_t narrow2(float32x4_t v, float32x4_t w, const bf16*) {
 
 template <class V, class T>
 FUSEDOPS_INLINE V load(const T* p) {
-  if constexpr (sizeof(T) == 2)
+  if constexpr (sizeof(T) == 1)
+    return {widen(p)};
+  else if constexpr (sizeof(T) == 2)
     return {widen(vld1_u16(&p->bits), p)};
   else if constexpr (sizeof(T) == 8)
     return {vld1q_f64(p)};
@@ -99,6 +106,10 @@ FUSEDOPS_INLINE V load_n(const T* p, int n) {
   if (n == V::N) return load<V>(p);
   if constexpr (V::N == 2) {
     return {vcombine_f64(vdup_n_f64(n ? static_cast<double>(*p) : 0), vdup_n_f64(0))};
+  } else if constexpr (sizeof(T) == 1) {
+    T part[4] = {};
+    for (int i = 0; i < n; i++) part[i] = p[i];
+    return load<V>(part);
   } else if constexpr (sizeof(T) == 2) {
     uint64_t four = 0;
     if (n & 2) __builtin_memcpy(&four, p, 4);
@@ -180,7 +191,26 @@ FUSEDOPS_INLINE Vf lookup16(const float* table, Vf i) {
   const uint8x16x4_t all = vld1q_u8_x4(reinterpret_cast<const uint8_t*>(table));
   return {vreinterpretq_f32_u8(vqtbl4q_u8(all, bytes))};
 }
+// The same by bits 21 to 24 of u.
+struct Entry {
+  uint8x16_t bytes;
+};
+FUSEDOPS_INLINE Entry entry16(Vf u) {
+  const uint32x4_t first = vandq_u32(vshrq_n_u32(vreinterpretq_u32_f32(u.v), 19), vdupq_n_u32(60));
+  const uint32x4_t all = vmlaq_n_u32(vdupq_n_u32(0x03020100), first, 0x01010101);
+  return {vreinterpretq_u8_u32(all)};
+}
+FUSEDOPS_INLINE Vf lookup16(const float* table, Entry e) {
+  const uint8x16x4_t all = vld1q_u8_x4(reinterpret_cast<const uint8_t*>(table));
+  return {vreinterpretq_f32_u8(vqtbl4q_u8(all, e.bytes))};
+}
+FUSEDOPS_INLINE Vf min_abs(Vf a, double limit) {
+  return {vminq_f32(vdupq_n_f32(static_cast<float>(limit)), vabsq_f32(a.v))};
+}
 FUSEDOPS_INLINE float sum(Vf a) { return vaddvq_f32(a.v); }
+FUSEDOPS_INLINE Vf sums(const Vf (&r)[4]) {
+  return {vpaddq_f32(vpaddq_f32(r[0].v, r[1].v), vpaddq_f32(r[2].v, r[3].v))};
+}
 
 FUSEDOPS_INLINE Vd operator+(Vd a, Vd b) { return {vaddq_f64(a.v, b.v)}; }
 FUSEDOPS_INLINE Vd operator-(Vd a, Vd b) { return {vsubq_f64(a.v, b.v)}; }
@@ -207,6 +237,7 @@ FUSEDOPS_INLINE Vd scale2(Vd a, Vd n) {
   return a * Vd{pow2(rest)} * Vd{pow2(third)} * Vd{pow2(third)};
 }
 FUSEDOPS_INLINE double sum(Vd a) { return vaddvq_f64(a.v); }
+FUSEDOPS_INLINE Vd sums(const Vd (&r)[2]) { return {vpaddq_f64(r[0].v, r[1].v)}; }
 
 FUSEDOPS_INLINE void deinterleave(Vf a, Vf b, Vf& even, Vf& odd) {
   even.v = vuzp1q_f32(a.v, b.v);
@@ -263,6 +294,55 @@ FUSEDOPS_INLINE Vi dot_bytes(Vi acc, Vi x, Vi y) {
 }
 #endif
 
+FUSEDOPS_INLINE Vi load_bytes(const void* p) {
+  return {vreinterpretq_s32_u8(vld1q_u8(static_cast<const uint8_t*>(p)))};
+}
+FUSEDOPS_INLINE Vi load_bytes_n(const void* p, int n) {
+  uint8_t part[16] = {};
+  for (int i = 0; i < n; i++) part[i] = static_cast<const uint8_t*>(p)[i];
+  return load_bytes(part);
+}
+FUSEDOPS_INLINE Vi broadcast_bytes(const uint8_t* p) {
+  int32_t four;
+  __builtin_memcpy(&four, p, sizeof(four));
+  return {vdupq_n_s32(four)};
+}
+FUSEDOPS_INLINE Vi operator+(Vi a, Vi b) { return {vaddq_s32(a.v, b.v)}; }
+FUSEDOPS_INLINE Vi operator-(Vi a, Vi b) { return {vsubq_s32(a.v, b.v)}; }
+// acc[i] += the four products u8 x * s8 y of lane i
+FUSEDOPS_INLINE Vi dot_quads(Vi acc, Vi x, Vi y) {
+  const int8x16_t signed_y = vreinterpretq_s8_s32(y.v);
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  return {vusdotq_s32(acc.v, vreinterpretq_u8_s32(x.v), signed_y)};
+#elif defined(__ARM_FEATURE_DOTPROD)
+  // x - 128 is signed; 128 y comes as 64 y twice.
+  const int8x16_t moved = veorq_s8(vreinterpretq_s8_s32(x.v), vdupq_n_s8(-128));
+  const int8x16_t half = vdupq_n_s8(64);
+  return {vdotq_s32(vdotq_s32(vdotq_s32(acc.v, moved, signed_y), half, signed_y), half, signed_y)};
+#else
+  const uint8x16_t bytes = vreinterpretq_u8_s32(x.v);
+  const int16x8_t x_low = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(bytes)));
+  const int16x8_t x_high = vreinterpretq_s16_u16(vmovl_high_u8(bytes));
+  const int16x8_t y_low = vmovl_s8(vget_low_s8(signed_y)), y_high = vmovl_high_s8(signed_y);
+  const int32x4_t low =
+      vpaddq_s32(vmull_s16(vget_low_s16(x_low), vget_low_s16(y_low)), vmull_high_s16(x_low, y_low));
+  const int32x4_t high = vpaddq_s32(vmull_s16(vget_low_s16(x_high), vget_low_s16(y_high)),
+                                    vmull_high_s16(x_high, y_high));
+  return {vaddq_s32(acc.v, vpaddq_s32(low, high))};
+#endif
+}
+FUSEDOPS_INLINE Vi load_ints(const int32_t* p) { return {vld1q_s32(p)}; }
+FUSEDOPS_INLINE void store_ints(int32_t* p, Vi a) { vst1q_s32(p, a.v); }
+FUSEDOPS_INLINE Vf to_float(Vi a) { return {vcvtq_f32_s32(a.v)}; }
+FUSEDOPS_INLINE Vf as_float(Vi a) { return {vreinterpretq_f32_s32(a.v)}; }
+FUSEDOPS_INLINE Vi as_ints(Vf a) { return {vreinterpretq_s32_f32(a.v)}; }
+FUSEDOPS_INLINE void store_bytes(uint8_t* p, Vf a) {
+  const uint16x4_t words = vmovn_u32(vcvtq_u32_f32(a.v));
+  const uint8x8_t bytes = vmovn_u16(vcombine_u16(words, words));
+  const uint32_t four = vget_lane_u32(vreinterpret_u32_u8(bytes), 0);
+  __builtin_memcpy(p, &four, sizeof(four));
+}
+
 #ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
 #define FUSEDOPS_BF16_DOT 1
 constexpr bool kBf16Dot = true;
@@ -282,6 +362,11 @@ FUSEDOPS_INLINE Vf broadcast_pair(const bf16* p) {
 }
 FUSEDOPS_INLINE Vf broadcast_half(const bf16* p) {
   return {vreinterpretq_f32_u32(vdupq_n_u32(p->bits))};
+}
+// The pairs (a[i], b[i]) of widened bf16.
+FUSEDOPS_INLINE Vf pair_up(Vf a, Vf b) {
+  const uint32x4_t low = vreinterpretq_u32_f32(a.v), high = vreinterpretq_u32_f32(b.v);
+  return {vreinterpretq_f32_u32(vsriq_n_u32(high, low, 16))};
 }
 // acc[i] += a[2i] * b[2i] + a[2i+1] * b[2i+1], both sums rounded to odd
 FUSEDOPS_INLINE Vf dot_pairs(Vf acc, Vf a, Vf b) {
