@@ -7,8 +7,9 @@
 namespace fusedops {
 
 // A rotation of x[batch][heads][seq][head_dim] into y; y may be x itself.
-// One unit of work is `block` positions of one head, units running (batch, position block, head),
-// head fastest; or, block 0, all heads of one position, units running (batch, position).
+// One unit of work is `block` positions of kSide heads, units running (batch, position block,
+// heads), heads fastest; or, block 0, all heads of one position, units running (batch, position).
+constexpr int64_t kSide = 2;  // heads that pass side by side over a table row
 struct RopeArgs {
   const void *x, *cos, *sin;
   void* y;

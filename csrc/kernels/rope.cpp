@@ -144,17 +144,19 @@ FUSEDOPS_INLINE int64_t position(const RopeArgs& a, int64_t b, int64_t s) {
                                 : static_cast<const int32_t*>(a.position_ids)[i]);
 }
 
-// A unit of work: `block` positions of one head from `seq` on, or all heads of one position.
+// A unit of work: `block` positions of kSide heads from (head, seq) on, or all heads of one
+// position.
 struct Unit {
   int64_t batch, head, seq;
 };
 FUSEDOPS_INLINE Unit unit_at(const RopeArgs& a, int64_t index) {
   if (a.block == 0) return {index / a.seq, 0, index % a.seq};
-  const int64_t blocks = (a.seq + a.block - 1) / a.block;
-  return {index / a.heads / blocks, index % a.heads, index / a.heads % blocks * a.block};
+  const int64_t blocks = (a.seq + a.block - 1) / a.block, groups = (a.heads + kSide - 1) / kSide;
+  return {index / groups / blocks, index % groups * kSide, index / groups % blocks * a.block};
 }
 FUSEDOPS_INLINE Unit after(const RopeArgs& a, Unit u) {
-  if (a.block != 0 && ++u.head < a.heads) return u;
+  u.head += kSide;
+  if (a.block != 0 && u.head < a.heads) return u;
   u.head = 0;
   u.seq += a.block == 0 ? 1 : a.block;
   if (u.seq >= a.seq) u.seq = 0, u.batch++;
@@ -175,59 +177,64 @@ FUSEDOPS_INLINE Row<T, Table> row_at(const RopeArgs& a, int64_t b, int64_t h, in
           static_cast<T*>(a.y) + b * a.y_batch + h * a.y_head + s * a.y_seq};
 }
 
-// n rows that lie in equal steps. The arguments are copied: no store through y can change them.
 struct Steps {
   int64_t x, y, cos, sin;
 };
+
+// n positions in equal steps, each of `heads` heads, which share its angles. The arguments are
+// copied: no store through y can change them.
 template <class T, class Table, class Kind>
 __attribute__((noinline)) void rotate_run(RopeArgs a, Row<T, Table> r, int64_t n, Steps step,
-                                          Kind kind) {
+                                          int64_t heads, Kind kind) {
   for (int64_t i = 0; i < n; i++) {
-    kind.rotate_row(a, r);
+    Row<T, Table> one = r;
+    for (int64_t h = 0; h < heads; h++) {
+      kind.rotate_row(a, one);
+      one.x += a.x_head, one.ahead += a.x_head, one.y += a.y_head;
+    }
     r.x += step.x, r.ahead += step.x, r.y += step.y, r.cos += step.cos, r.sin += step.sin;
   }
 }
 
-// One table row serves all heads; memory is read ahead in whole positions.
+// Memory is read ahead in whole positions.
 template <class T, class Table, class Kind>
 FUSEDOPS_INLINE void rotate_heads(const RopeArgs& a, const Unit& u, Kind kind) {
   const int64_t row_bytes = a.head_dim * static_cast<int64_t>(sizeof(T));
   const int64_t later = a.prefetch / (a.heads * row_bytes) + (a.prefetch ? 1 : 0);
   const int64_t s = u.seq + later < a.seq ? u.seq + later : u.seq;
   const Row<T, Table> r = row_at<T, Table>(a, u.batch, 0, u.seq, x_at<T>(a, u.batch, 0, s));
-  rotate_run(a, r, a.heads, {a.x_head, a.y_head, 0, 0}, kind);
+  rotate_run(a, r, 1, {}, a.heads, kind);
 }
 
-// Positions [begin, end) of one head.
+// Positions [begin, end) of a unit's heads.
 template <class T, class Table, class Kind>
 FUSEDOPS_INLINE void rotate_positions(const RopeArgs& a, const Unit& u, int64_t begin, int64_t end,
                                       const T* ahead, Kind kind) {
   const Steps step = {a.x_seq, a.y_seq, a.cos_row, a.sin_row};
+  const int64_t heads = a.heads - u.head < kSide ? a.heads - u.head : kSide;
   const int64_t in_order = a.position_ids ? 1 : end - begin;
   for (int64_t s = begin; s < end; s += in_order, ahead += a.x_seq)
-    rotate_run(a, row_at<T, Table>(a, u.batch, u.head, s, ahead), in_order, step, kind);
+    rotate_run(a, row_at<T, Table>(a, u.batch, u.head, s, ahead), in_order, step, heads, kind);
 }
 
 template <class T, class Table, class Kind>
 FUSEDOPS_INLINE void rotate_units(const RopeArgs& a, int64_t begin, int64_t end, Kind kind) {
-  // Rows that are read ahead, at the end of a unit from the next one.
+  // Positions that are read ahead, at the end of a unit from the next one.
   const int64_t row_bytes = a.head_dim * static_cast<int64_t>(sizeof(T)),
-                ahead = a.prefetch / row_bytes;
+                ahead = a.prefetch / row_bytes / kSide;
   Unit u = unit_at(a, begin);
   for (int64_t index = begin; index < end; index++) {
+    const Unit next = index + 1 < end ? after(a, u) : u;
     if (a.block == 0) {
       rotate_heads<T, Table>(a, u, kind);
-      u = after(a, u);
-      continue;
+    } else {
+      const int64_t stop = u.seq + a.block < a.seq ? u.seq + a.block : a.seq,
+                    split = stop - ahead > u.seq ? stop - ahead : u.seq;
+      rotate_positions<T, Table>(a, u, u.seq, split, x_at<T>(a, u.batch, u.head, u.seq + ahead),
+                                 kind);
+      const T* following = x_at<T>(a, next.batch, next.head, next.seq + split + ahead - stop);
+      rotate_positions<T, Table>(a, u, split, stop, following, kind);
     }
-    const Unit next = index + 1 < end ? after(a, u) : u;
-    const int64_t stop = u.seq + a.block < a.seq ? u.seq + a.block : a.seq,
-                  split = stop - ahead > u.seq ? stop - ahead : u.seq;
-    rotate_positions<T, Table>(a, u, u.seq, split, x_at<T>(a, u.batch, u.head, u.seq + ahead),
-                               kind);
-    rotate_positions<T, Table>(a, u, split, stop,
-                               x_at<T>(a, next.batch, next.head, next.seq + split + ahead - stop),
-                               kind);
     u = next;
   }
 }

@@ -390,8 +390,6 @@ Tensor rope_unfused(const Tensor& x, const Tensor& cos, const Tensor& sin,
   return y;
 }
 
-constexpr int64_t kTableBytes = 32 << 10;  // of cosines and sines: most of a first cache
-
 }  // namespace
 
 void run_rope(const RopeArgs* given, size_t tensors, DType x, DType table) {
@@ -403,15 +401,16 @@ void run_rope(const RopeArgs* given, size_t tensors, DType x, DType table) {
     RopeArgs& a = args[i] = given[i];
     const int64_t tokens = a.batch * a.heads * a.seq, size = tokens * a.head_dim * size_of(x);
     if (size == 0) continue;
-    // In bhsd a block's table rows stay in the first cache while the heads pass over them. In bshd
-    // the next row in memory is the next head.
-    const int64_t table_row = std::max<int64_t>(1, 2 * a.half * size_of(table));
-    const int64_t for_threads = std::max<int64_t>(16, tokens / (8 * thread_count()));
+    // A block of positions of one head is contiguous memory in bhsd: long blocks keep the
+    // hardware's prefetcher running, short ones the table rows in cache for the next heads and all
+    // threads busy. In bshd the next row in memory is the next head.
     const bool heads_first = a.seq == 1 || a.x_head < a.x_seq;
-    a.block = heads_first ? 0 : std::clamp<int64_t>(kTableBytes / table_row, 16, for_threads);
+    a.block = heads_first ? 0 : std::clamp<int64_t>(tokens / kSide / (8 * thread_count()), 32, 512);
     a.prefetch = size > (1 << 20) ? 8192 : 0;
     a.stream = a.x != a.y && size >= last_cache_bytes() / 2;
-    units[i] = a.batch * (heads_first ? a.seq : (a.seq + a.block - 1) / a.block * a.heads);
+    units[i] =
+        a.batch *
+        (heads_first ? a.seq : (a.seq + a.block - 1) / a.block * ((a.heads + kSide - 1) / kSide));
     total += units[i];
     elements += tokens * a.head_dim;
   }
