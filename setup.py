@@ -45,8 +45,8 @@ WARNINGS = [
 KERNEL = ["-fno-exceptions", "-fno-rtti"]
 
 # Building for another machine: `linux-aarch64` or `macosx-14.0-arm64` in FUSEDOPS_TARGET, with CXX
-# a compiler for it, the libraries of its torch in FUSEDOPS_TARGET_TORCH and its Python headers, of
-# the version that runs this, in FUSEDOPS_TARGET_PYTHON. scripts/wheel.sh does it.
+# a compiler for it, the folder of its torch in FUSEDOPS_TARGET_TORCH and its Python headers, of the
+# version that runs this, in FUSEDOPS_TARGET_PYTHON. scripts/wheel.sh does it.
 TARGET = os.environ.get("FUSEDOPS_TARGET", "")
 PLATFORM = TARGET or ("macosx" if sys.platform == "darwin" else sys.platform)
 MACHINE = TARGET.rpartition("-")[2] or platform.machine()
@@ -58,7 +58,7 @@ def stop(message: str) -> None:
 
 
 def torch_paths() -> tuple[Path, Path]:
-    """Include and library folders: the stable ABI's headers are the same for every machine."""
+    """Include and library folders of this torch, or of the target's."""
     try:
         import torch
     except ImportError:
@@ -67,8 +67,8 @@ def torch_paths() -> tuple[Path, Path]:
         )
     if tuple(int(n) for n in torch.__version__.split(".")[:2]) < MINIMUM_TORCH:
         stop(f"building needs torch >= 2.10, found {torch.__version__}")
-    root = Path(torch.__file__).parent
-    return root / "include", Path(os.environ.get("FUSEDOPS_TARGET_TORCH", root / "lib"))
+    root = Path(os.environ.get("FUSEDOPS_TARGET_TORCH", Path(torch.__file__).parent))
+    return root / "include", root / "lib"
 
 
 def compiler() -> str:
@@ -220,11 +220,17 @@ class BuildBinaries(build_ext):
 
         objects = library_objects(build, include)
         library = package / ("libfusedops.dylib" if mac else "libfusedops.so")
-        name_flag = (
-            "-Wl,-install_name,@rpath/libfusedops.dylib" if mac else "-Wl,-soname,libfusedops.so"
+        name_flag = "-Wl,-install_name,@rpath/" if mac else "-Wl,-soname,"
+        strict = (
+            ["-Wl,-rpath,@loader_path/../torch/lib"]
+            if mac
+            else ["-Wl,--no-undefined", "-Wl,--as-needed", "-Wl,--gc-sections"]
         )
-        strict = [] if mac else ["-Wl,--no-undefined", "-Wl,--as-needed", "-Wl,--gc-sections"]
-        build.link(library, objects, [name_flag, *strict, f"-L{_path(lib)}", "-ltorch_cpu", "-lm"])
+        build.link(
+            library,
+            objects,
+            [f"{name_flag}{library.name}", *strict, f"-L{_path(lib)}", "-ltorch_cpu", "-lm"],
+        )
 
         python = [
             f"-isystem {_path(python_include())}",
@@ -239,7 +245,11 @@ class BuildBinaries(build_ext):
                 *[name for name in objects if name == "core/floor.o"],
             ],
             [f"-L{_path(package)}", "-lfusedops", f"-Wl,-rpath,{origin}"]
-            + (["-undefined dynamic_lookup"] if mac else ["-Wl,--allow-shlib-undefined"]),
+            + (
+                [f"{name_flag}{module.name}", "-undefined dynamic_lookup"]
+                if mac
+                else ["-Wl,--allow-shlib-undefined"]
+            ),
             after=_path(library),
         )
         build.run()
