@@ -27,7 +27,7 @@ test: build $(STAMPS)/test $(STAMPS)/demo ## everything: the whole suite, then t
 	$(PYTEST)
 	@bash scripts/test-wheel.sh
 
-test-fast: build $(STAMPS)/test ## the tests that together take about a minute
+test-fast: build $(STAMPS)/test ## all but the slow tests: three minutes
 	$(PYTEST) -m "not slow"
 
 test-wheel: build $(STAMPS)/test $(STAMPS)/demo ## the fast lane on a wheel in an environment of its own

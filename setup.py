@@ -241,7 +241,10 @@ class BuildBinaries(build_ext):
         build.link(
             module,
             [
-                build.compile(CSRC / "python/module.cpp", "python", COMMON + WARNINGS + python),
+                *(
+                    build.compile(source, "python", COMMON + WARNINGS + python)
+                    for source in sorted((CSRC / "python").glob("*.cpp"))
+                ),
                 *[name for name in objects if name == "core/floor.o"],
             ],
             [f"-L{_path(package)}", "-lfusedops", f"-Wl,-rpath,{origin}"]

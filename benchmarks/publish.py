@@ -3,9 +3,9 @@
     make docs                                   or: python benchmarks/publish.py
     python benchmarks/publish.py --check        writes nothing; exits 1 when something is stale
 
-No table of README.md, docs/performance.md, docs/ladder.md and docs/cases.md is typed: they come
-from here, and a test compares them. Records of one class of machine count as one; the class with
-the most cases is the one that is shown in full.
+No table of README.md, docs/performance.md, docs/ladder.md, docs/cases.md and docs/accuracy.md is
+typed: they come from here, and a test compares them. Records of one class of machine count as
+one; the class with the most cases is the one that is shown in full.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import cleandoc
 from pathlib import Path
+
+import accuracy
 
 from fusedops.bench import bars, calls, charts, ladder, report
 from fusedops.bench.peers import PEERS
@@ -98,6 +100,7 @@ def texts(records: Sequence[Record], root: Path = ROOT) -> dict[Path, str]:
     main = records[0] if records else None
     written[root / "docs/ladder.md"] = _ladder_page(main)
     written[root / "docs/cases.md"] = _cases_page(main)
+    written[root / "docs/accuracy.md"] = accuracy.page()
     return written
 
 

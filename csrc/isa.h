@@ -11,7 +11,7 @@ namespace fusedops {
 
 // The table in use. Chosen when the library is loaded: FUSEDOPS_ISA if set, else the best
 // supported.
-const KernelTable& kernels();
+FUSEDOPS_API const KernelTable& kernels();
 
 namespace isa {
 FUSEDOPS_API std::vector<std::string> compiled();   // best first

@@ -26,7 +26,8 @@ void parallel_for(int64_t n, int64_t grain, const F& fn) {
   const auto call = [](int64_t begin, int64_t end, void* context) {
     (*static_cast<const F*>(context))(begin, end);
   };
-  torch_parallel_for(0, n, grain, call, const_cast<F*>(&fn));
+  if (torch_parallel_for(0, n, grain, call, const_cast<F*>(&fn)) != 0)
+    fail("fusedops", "torch's threads must be available but got an error");
 }
 
 }  // namespace fusedops

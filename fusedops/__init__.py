@@ -11,6 +11,7 @@ from fusedops import isa
 from fusedops.ops import (
     gelu,
     gelu_linear,
+    gelu_linear_quantized,
     linear,
     rope,
     rope_,
@@ -20,15 +21,22 @@ from fusedops.ops import (
 
 __version__ = "0.1.0"
 __all__ = [
+    "PackedLinear",
     "bench",
     "compat",
+    "deterministic",
     "doctor",
+    "freeze",
     "gelu",
     "gelu_linear",
+    "gelu_linear_quantized",
     "isa",
     "ladder",
     "linear",
     "nn",
+    "pack_linear",
+    "plan",
+    "quantize_weight",
     "reference",
     "rope",
     "rope_",
@@ -36,14 +44,21 @@ __all__ = [
     "rope_qk_",
     "rope_tables",
     "testing",
+    "unfreeze",
     "verify",
 ]
 
-# Loaded at their first use: modules, and the functions that are not ops.
-_MODULES = frozenset({"bench", "compat", "ladder", "nn", "reference", "testing"})
+# Loaded at their first use: modules, and the functions and types that are not ops.
+_MODULES = frozenset({"bench", "compat", "ladder", "nn", "plan", "reference", "testing"})
 _FUNCTIONS = {
+    "PackedLinear": "fusedops.ops.packed",
+    "deterministic": "fusedops.determinism",
     "doctor": "fusedops.diagnosis",
+    "freeze": "fusedops.freezing",
+    "pack_linear": "fusedops.ops.packed",
+    "quantize_weight": "fusedops.ops.quantized",
     "rope_tables": "fusedops.tables",
+    "unfreeze": "fusedops.freezing",
     "verify": "fusedops.verification",
 }
 

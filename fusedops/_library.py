@@ -25,25 +25,59 @@ DTYPE_NAMES = {
     torch.bfloat16: "BFloat16",
     torch.float64: "Double",
 }
+# The same, as files and kernels do.
+SHORT_NAMES = {
+    torch.float32: "f32",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.float64: "f64",
+}
 _warned: set[tuple[str, str]] = set()
 # Looked up once: every call asks them.
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
-_transform_level = torch._C._functorch.maybe_current_level
+transform_level = torch._C._functorch.maybe_current_level
+_tracing = torch._C._get_tracing_state  # of torch.jit.trace
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether a call may go straight to the kernel: nothing records, transforms or traces it.
 
-    A forward-mode dual does not say ``requires_grad``: an open dual level is enough to say no.
+    A forward-mode dual does not say ``requires_grad``: an open dual level is enough to say no. What
+    jit.trace keeps may be differentiated later.
     """
-    if _is_compiling() or _transform_level() is not None or forward_ad._current_level >= 0:
+    if (
+        _is_compiling()
+        or transform_level() is not None
+        or forward_ad._current_level >= 0
+        or _tracing() is not None
+    ):
         return False
     if _is_grad_enabled():
         for t in tensors:  # a loop: cheaper than any() over a generator
             if t is not None and t.requires_grad:
                 return False
     return True
+
+
+def is_recorded_alone() -> bool:
+    """Whether a call that is not plain is one that autograd records, and nothing else follows.
+
+    Then a public function applies its ``autograd.Function`` itself: the way through the op's
+    Autograd kernel costs as much as a small kernel. jit.trace could not save the Function: it is
+    no op.
+    """
+    return not (
+        _is_compiling()
+        or transform_level() is not None
+        or forward_ad._current_level >= 0
+        or _tracing() is not None
+    )
+
+
+def is_recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd records a call on these, forward-mode duals apart."""
+    return _is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def is_ordinary(target: Tensor) -> bool:
@@ -63,7 +97,7 @@ def is_transformed() -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    return _transform_level() is not None
+    return transform_level() is not None
 
 
 def register_fake(name: str, fake: Callable[..., Any]) -> None:
@@ -91,12 +125,12 @@ def register_autograd(
 
     def autograd(*args: Any) -> Any:
         tensors = [a for a in args if isinstance(a, Tensor)]
-        if _transform_level() is not None or (
+        if transform_level() is not None or (
             forward_ad._current_level >= 0
             and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
         ):
             return formula(*args)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        if is_recorded(*tensors):
             return apply(*args)
         return kernel(*args)
 
@@ -114,8 +148,9 @@ def register_write(name: str) -> None:
 
     def autograd(*args: Any) -> None:
         tensors = [a for a in args if isinstance(a, Tensor)]
-        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if recorded or any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        if is_recorded(*tensors) or any(
+            forward_ad.unpack_dual(t).tangent is not None for t in tensors
+        ):
             raise RuntimeError(
                 f"[{_public_name(name)}] torch.ops.fusedops.{name} must not be called where "
                 "autograd records (the functions of fusedops can be) but got such a call"
@@ -125,6 +160,19 @@ def register_write(name: str) -> None:
         with torch._C._AutoDispatchBelowAutograd():
             op(*args)
         _count_writes(targets)
+
+    _library.impl(name, autograd, "Autograd")
+
+
+def register_underived(name: str) -> None:
+    """Make ``fusedops::name``, which has no gradient, refuse a call that autograd would record."""
+    kernel = getattr(ops, f"{name}_nograd")
+
+    def autograd(*args: Any) -> Any:
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        what = f"torch.ops.fusedops.{name}, which has no gradient,"
+        refuse_recorded(_public_name(name), what, *tensors)
+        return kernel(*args)
 
     _library.impl(name, autograd, "Autograd")
 
@@ -186,9 +234,24 @@ def register_fallback(name: str, formula: Callable[..., Any]) -> None:
     _library.impl(name, fallback, "CompositeExplicitAutograd")
 
 
+def register_cpu_only(name: str) -> None:
+    """Make ``fusedops::name`` say on other devices that it has no formula to fall back to."""
+
+    def refuse(*args: Any) -> Any:
+        _require_one_device(name, args)
+        device = next(a.device for a in args if isinstance(a, Tensor))
+        raise RuntimeError(
+            f"[{_public_name(name)}] a packed weight must be on the CPU but got {device}"
+        )
+
+    _library.impl(name, refuse, "CompositeExplicitAutograd")
+
+
 def _public_name(name: str) -> str:
     """The op that ``fusedops::name`` is a variant of, as users call it."""
-    return name.removesuffix("_nograd").removesuffix("_out").removesuffix("_preact")
+    for suffix in ("_nograd", "_out", "_preact", "_activation", "_packed"):
+        name = name.removesuffix(suffix)
+    return name
 
 
 def _require_one_device(name: str, args: tuple[Any, ...]) -> None:
@@ -210,7 +273,7 @@ def refuse_negated(op: str, what: str, *tensors: Tensor) -> None:
 
 def refuse_recorded(op: str, what: str, *tensors: Tensor | None) -> None:
     """Fail if autograd would have to follow a write into ``what``."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if is_recorded(*tensors):
         raise RuntimeError(
             f"[{op}] {what} must not be used where autograd records but got a tensor that "
             "requires grad"

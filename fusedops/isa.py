@@ -32,6 +32,8 @@ def current() -> str:
 class use:
     """Use ``name`` from now on; as a context manager, until the block ends.
 
+    Not while another thread runs an op: a call that has begun may see either.
+
     Args:
         name: one of ``supported()``.
 

@@ -10,13 +10,30 @@ Source: rotary embedding, Su et al. 2021 (arXiv:2104.09864); GELU, Hendrycks and
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 
-__all__ = ["gelu", "gelu_linear", "linear", "rope", "rope_qk"]
+__all__ = [
+    "ACTIVATIONS",
+    "activate",
+    "gelu",
+    "gelu_linear",
+    "gelu_linear_quantized",
+    "linear",
+    "quantized_rows",
+    "refuse_gradient",
+    "require_activation",
+    "rope",
+    "rope_qk",
+    "rounded_rows",
+]
 
 
 def rope(
@@ -83,9 +100,40 @@ def rope_qk(
     return rotated_q, rotated_k
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``input @ weight.T + bias`` for input [..., K], weight [N, K], bias [N]."""
-    return functional.linear(input, weight, bias)
+def linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+) -> Tensor:
+    """``activate(input @ weight.T + bias)`` for input [..., K], weight [N, K], bias [N]."""
+    z = functional.linear(input, weight, bias)
+    return z if activation is None else activate(z, activation)
+
+
+def activate(z: Tensor, activation: str) -> Tensor:
+    """``relu``, ``relu2`` (its square), ``silu`` (z sigmoid(z)), ``gelu`` and its two variants.
+
+    The last four have in float64 what ``gelu`` says.
+    """
+    require_activation(activation)
+    return _ACTIVATIONS[activation](z)
+
+
+def require_activation(activation: str) -> None:
+    """The op's check of its option, for calls that never reach it."""
+    if activation not in _ACTIVATIONS:
+        *names, last = map(repr, ACTIVATIONS)
+        known = f"{', '.join(names)} or {last}"
+        raise RuntimeError(f"[linear] activation must be {known} but got '{activation}'")
+
+
+def _silu(z: Tensor) -> Tensor:
+    if z.dtype != torch.float64:
+        return functional.silu(z)
+    z = torch.where(z < -800.0, -800.0, z)  # -inf * 0 would be NaN; the result is 0 from -752 on
+    return z * _sigmoid(z)
 
 
 def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
@@ -112,6 +160,91 @@ def gelu_linear(
 ) -> Tensor:
     """``gelu(linear(input, weight, bias))``; below float64 the linear result is rounded as well."""
     return gelu(linear(input, weight, bias), approximate=approximate)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "relu2": lambda z: torch.relu(z).square(),
+    "silu": _silu,
+    "gelu": gelu,
+    "gelu_tanh": functools.partial(gelu, approximate="tanh"),
+    "gelu_quick": functools.partial(gelu, approximate="quick"),
+}
+ACTIVATIONS = tuple(_ACTIVATIONS)
+
+
+def gelu_linear_quantized(
+    input: Tensor,
+    weight: Tensor,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    approximate: str = "none",
+    activation_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``gelu(scale * (input @ weight.T) + bias)``, by the weight that weight and scale stand for.
+
+    With ``activation_dtype=torch.int8``, of input's rows as int8 holds them: the same numbers in
+    every dtype. Computed in float32 or wider and rounded once.
+    """
+    compute = torch.promote_types(input.dtype, torch.float32)
+    x = input.to(compute)
+    if activation_dtype is not None:
+        refuse_gradient(input)
+        x = rounded_rows(_Rounding.apply(input)).to(compute)  # type: ignore[no-untyped-call]
+    weight = weight.to(compute)
+    if scale is not None:
+        weight = weight * scale.unsqueeze(-1)
+    z = linear(x, weight, None if bias is None else bias.to(compute))
+    return gelu(z, approximate=approximate).to(input.dtype)
+
+
+def quantized_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale of each row and the integers of its elements: x is about scale * q, |q| <= 127.
+
+    In float32 whatever the dtype of x. A row that is not finite has the scale NaN and zeros.
+    """
+    x = x.to(torch.float32)
+    largest = functional.pad(x.abs(), (0, 1)).amax(-1, keepdim=True)  # K may be 0
+    scale = (largest / 127.0).clamp_min(2.0**-126)
+    scale = torch.where(largest.isfinite(), scale, math.nan)
+    q = torch.where(scale.isnan(), 0.0, (x * (1.0 / scale)).round())
+    return scale, q
+
+
+def rounded_rows(x: Tensor) -> Tensor:
+    """X as int8 and one scale per row hold it, the product in float64."""
+    scale, q = quantized_rows(x)
+    return scale.to(torch.float64) * q
+
+
+def refuse_gradient(x: Tensor) -> None:
+    """Fail where a derivative would pass through the rounding of x, which has none."""
+    recorded = torch.is_grad_enabled() and x.requires_grad
+    dual = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
+    if recorded or dual.tangent is not None:
+        _Rounding.backward()
+
+
+class _Rounding(torch.autograd.Function):
+    """Nothing is changed; for derivatives under transforms that ``refuse_gradient`` cannot see."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(*_: Any) -> Any:
+        raise RuntimeError(
+            "[gelu_linear_quantized] input must not be differentiated for "
+            "activation_dtype=torch.int8 (rounding has no gradient) but got one that is"
+        )
 
 
 def _gelu_float64(x: Tensor, approximate: str) -> Tensor:

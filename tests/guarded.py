@@ -142,10 +142,77 @@ def linear_cases() -> Iterator[Case]:
         yield f"gelu_{name}", lambda *a, v=variant: fused(*a, v), [x, w, bias, y]
 
 
+def packed_cases() -> Iterator[Case]:
+    shapes = [
+        *itertools.product((1, 3, 7, 33), (1, 49, 65), (1, 3, 17, 64)),
+        (50, 33, 1025),
+        (2, 33, 2051),
+    ]
+    for dtype, (m, n, k) in itertools.product(DTYPES, shapes):
+        gap = 0 if (m + n + k) % 2 else 3
+        x, w, y = rows((m, k), dtype, gap), rows((n, k), dtype, gap), rows((m, n), dtype, gap)
+        bias = rows((n,), dtype, 0) if k % 3 else None
+        name = f"packed {dtype} m={m} n={n} k={k} gap={gap}"
+
+        def fused(x: Tensor, packed: Tensor, b: Tensor | None, y: Tensor, n: int = n) -> Tensor:
+            ops.gelu_linear_packed_out(x, packed, b, n, "none", y)
+            return y
+
+        yield f"linear_pack {name}", ops.linear_pack, [w]
+        yield f"gelu_linear {name}", fused, [x, ops.linear_pack(w), bias, y]
+
+
+def quantized_cases() -> Iterator[Case]:
+    shapes = [
+        *itertools.product((1, 2, 3, 7, 24, 33), (1, 7, 17, 65), (1, 3, 4, 15, 17, 33, 63, 65)),
+        (3, 33, 1025),
+        (33, 7, 4101),
+    ]
+    kinds = itertools.cycle(itertools.product(("bf16", "int8", "w8a8"), DTYPES[:3]))
+    for m, n, k in shapes:
+        kind, dtype = next(kinds)
+        x, bias = rows((m, k), dtype, 0), torch.randn(n) if k % 3 else None
+        w, scale = torch.randn(n, k).to(torch.bfloat16), None
+        if kind != "bf16":
+            w, scale = torch.randint(-127, 128, (n, k), dtype=torch.int8), torch.rand(n)
+        rounded = torch.int8 if kind == "w8a8" else None
+        call = lambda *a, r=rounded: fusedops.gelu_linear_quantized(*a, activation_dtype=r)  # noqa: E731
+        yield f"quantized {kind} {dtype} m={m} n={n} k={k}", call, [x, w, scale, bias]
+
+
+def backward_cases() -> Iterator[Case]:
+    variants = itertools.cycle(("none", "tanh", "quick"))
+    shapes = itertools.product((1, 2, 7, 17, 65, 130), (1, 7, 17, 33, 258), (1, 3, 16, 49))
+    for dtype, (m, n, k) in itertools.product(DTYPES, [*shapes, (520, 33, 17), (2, 2, 1100)]):
+        gap = 0 if (m + n + k) % 2 else 3
+        grad, z = rows((m, n), dtype, gap), rows((m, n), dtype, 3 - gap)
+        x, w = rows((m, k), dtype, gap), rows((n, k), dtype, 3 - gap)
+        name = f"linear backward {dtype} m={m} n={n} k={k} gap={gap}"
+
+        def linear(grad: Tensor, x: Tensor, w: Tensor) -> Tensor:
+            return flat(ops.linear_backward(grad, x, w, True))
+
+        def gelu_linear(grad: Tensor, x: Tensor, w: Tensor, z: Tensor, v: str) -> Tensor:
+            found = ops.gelu_linear_backward(grad, x, w, z, v, True)
+            return flat((*found, *ops.gelu_linear_dz(grad, z, v)))
+
+        variant = next(variants)
+        yield name, linear, [grad, x, w]
+        yield f"gelu_{name}", lambda *a, v=variant: gelu_linear(*a, v), [grad, x, w, z]
+
+
+def flat(results: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([t.reshape(-1) for t in results])
+
+
 def run_all() -> None:
     """Every case at both guards; the last line names the one that failed."""
     torch.manual_seed(0)
-    for name, call, tensors in itertools.chain(rope_cases(), gelu_cases(), linear_cases()):
+    cases = (
+        *(rope_cases(), gelu_cases(), linear_cases(), packed_cases()),
+        *(backward_cases(), quantized_cases()),
+    )
+    for name, call, tensors in itertools.chain(*cases):
         copies = [None if t is None else t.clone() for t in tensors]
         expected = call(*copies)
         for side in ("start", "end"):

@@ -159,7 +159,7 @@ class Room {
   int64_t page_;
   char* whole_;
 };
-const Room* rooms;
+std::vector<Room> rooms;
 
 struct Array {
   void* data;
@@ -470,9 +470,7 @@ int run(const Row& row) {
 int main(int argc, char** argv) {
   const bool unguarded = argc > 1 && argv[1] == std::string("unguarded");
   if (unguarded) argc--, argv++;
-  const Room all[5] = {Room(!unguarded), Room(!unguarded), Room(!unguarded), Room(!unguarded),
-                       Room(!unguarded)};
-  rooms = all;
+  for (int i = 0; i < 5; i++) rooms.emplace_back(!unguarded);
   if (argc == 3 && std::string(argv[1]) == "force") {
     for (const Row& row : kRows)
       if (argv[2] == std::string(row.name)) return row.check_vectors();

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 #include "simd/simd.h"
 
@@ -91,12 +92,21 @@ static void check_arithmetic() {
   }
 }
 
+// Quarter octaves from 1/8 to 32: twice the table's four octaves.
 static void check_lookup() {
-  float table[16], index[16], out[16];
+  float table[16], u[32], out[32];
   for (int i = 0; i < 16; i++) table[i] = 100.f + static_cast<float>(i);
-  for (int i = 0; i < 16; i++) index[i] = static_cast<float>(i * 7 % 16);
-  for (int b = 0; b < 16; b += Vf::N) store(out + b, lookup16(table, load<Vf>(index + b)));
-  for (int i = 0; i < 16; i++) EXPECT(out[i] == 100 + index[i]);
+  for (int i = 0; i < 32; i++)
+    u[i] = std::ldexp(1.2f + 0.25f * static_cast<float>(i % 4), i / 4 - 3);
+  for (int b = 0; b < 32; b += Vf::N) store(out + b, lookup16(table, entry16(load<Vf>(u + b))));
+  for (int i = 0; i < 32; i++) EXPECT(out[i] == 100 + static_cast<float>(i % 16));
+  float e[Vf::N];
+  store(e, min_abs(set1<Vf>(-3), 4));
+  EXPECT(e[0] == 3);
+  store(e, min_abs(set1<Vf>(-INFINITY), 4));
+  EXPECT(e[0] == 4);
+  store(e, min_abs(set1<Vf>(NAN), 4));
+  EXPECT(std::isnan(e[0]) || e[0] == 4);
 }
 
 // Every f16 and bf16 value widens exactly and comes back; NaN stays NaN.
@@ -170,6 +180,81 @@ static void check_rounding() {
   }
 }
 
+// One rounding, also where a sum in double precision would round to the middle between two floats.
+static void check_fma() {
+  const auto expect = [](float x, float y, float z) {
+    float a[Vf::N], b[Vf::N], c[Vf::N], out[Vf::N];
+    for (int i = 0; i < Vf::N; i++) a[i] = x, b[i] = i % 2 ? -y : y, c[i] = i % 2 ? -z : z;
+    store(out, fma(load<Vf>(a), load<Vf>(b), load<Vf>(c)));
+    for (int i = 0; i < Vf::N; i++) {
+      const float exact = std::fma(a[i], b[i], c[i]);
+      EXPECT(bits_of<uint32_t>(out[i]) == bits_of<uint32_t>(exact) ||
+             (std::isnan(out[i]) && std::isnan(exact)));
+    }
+  };
+  const float near = 1 + 0x1p-12f;
+  for (const float tiny : {0.f, 0x1p-80f, -0x1p-80f, 0x1p-140f, -0x1p-140f}) {
+    expect(near, near, tiny);
+    expect(near * 0x1p-70f, near * 0x1p-70f, tiny * 0x1p-9f);
+    expect(0x1.000002p-75f, 0x1.8p-75f, tiny);
+  }
+  const float special[] = {0, -0.f, 1, INFINITY, NAN, 3e38f, 1e-45f, -1e-38f};
+  for (const float x : special)
+    for (const float y : special)
+      for (const float z : special) expect(x, y, z);
+  uint32_t seed = 1;
+  const auto random = [&] { return bits_of<float>(seed = seed * 1664525u + 1013904223u); };
+  for (int i = 0; i < 200000; i++) {
+    const float x = random(), y = random();
+    expect(x, y, random());
+    expect(x, y, -x * y * (1 + static_cast<float>(seed % 7) * 0x1p-23f));
+  }
+}
+
+// Exact sums of four products of bytes, where saturating ones would not be.
+static void check_bytes() {
+  constexpr int bytes = 4 * Vf::N;
+  uint8_t x[bytes], stored[Vf::N];
+  int8_t y[bytes];
+  int32_t start[Vf::N], out[Vf::N];
+  float wide[Vf::N];
+  uint32_t seed = 7;
+  const auto random = [&] { return (seed = seed * 1664525u + 1013904223u) >> 24; };
+  for (int round = 0; round < 2000; round++) {
+    for (int i = 0; i < bytes; i++) {
+      x[i] = round < 2 ? 255 : static_cast<uint8_t>(random());
+      y[i] = static_cast<int8_t>(round < 2 ? 127 - 255 * round : random());
+    }
+    for (int i = 0; i < Vf::N; i++)
+      start[i] = static_cast<int32_t>(random()) * (round % 3 - 1) * 65536;
+    const Vi acc = load_ints(start), all = dot_quads(acc, load_bytes(x), load_bytes(y));
+    const int n = round % (bytes + 1);
+    const Vi some = dot_quads(acc, load_bytes_n(x, n), load_bytes(y));
+    const Vi four = dot_quads(acc, broadcast_bytes(x), load_bytes(y));
+    for (const auto& [v, kind] : {std::pair{all, 0}, std::pair{some, 1}, std::pair{four, 2}}) {
+      store_ints(out, v);
+      for (int i = 0; i < Vf::N; i++) {
+        int32_t sum = start[i];
+        for (int j = 4 * i; j < 4 * i + 4; j++)
+          sum += (kind == 2 ? x[j % 4] : kind == 1 && j >= n ? 0 : x[j]) * y[j];
+        EXPECT(out[i] == sum);
+      }
+    }
+    store_ints(out, all - acc + acc);
+    store(wide, to_float(all));
+    for (int i = 0; i < Vf::N; i++) EXPECT(wide[i] == static_cast<float>(out[i]));
+    store_ints(out, as_ints(as_float(acc)));
+    for (int i = 0; i < Vf::N; i++) EXPECT(out[i] == start[i]);
+    store(wide, load<Vf>(y));
+    for (int i = 0; i < Vf::N; i++) EXPECT(wide[i] == y[i]);
+    store(wide, load_n<Vf>(y, n % (Vf::N + 1)));
+    for (int i = 0; i < Vf::N; i++) EXPECT(wide[i] == (i < n % (Vf::N + 1) ? y[i] : 0));
+    for (int i = 0; i < Vf::N; i++) wide[i] = x[i];
+    store_bytes(stored, load<Vf>(wide));
+    for (int i = 0; i < Vf::N; i++) EXPECT(stored[i] == x[i]);
+  }
+}
+
 // load2, store2 and stream2 are two of the single ones, bit for bit.
 template <class V, class T>
 static void check_two() {
@@ -182,7 +267,8 @@ static void check_two() {
     for (lane& x : in) {
       seed = seed * 1664525u + 1013904223u;
       // Every bit pattern, among them subnormals; and a zero now and then.
-      x = seed % 16 == 0 ? 0 : static_cast<lane>(bits_of<float>(round % 2 ? seed : seed & 0x80ffffffu));
+      x = seed % 16 == 0 ? 0
+                         : static_cast<lane>(bits_of<float>(round % 2 ? seed : seed & 0x80ffffffu));
       if (std::isnan(x)) x = 1;
     }
     store(twice, load<V>(in)), store(twice + N, load<V>(in + N));
@@ -220,10 +306,15 @@ static void check_bf16_pairs() {
       EXPECT(out[i] == static_cast<float>(exact));
     }
   }
-  store(out, dot_pairs(load<Vf>(acc), broadcast_pair(a), load_pairs(b)));
-  EXPECT(out[1] == 1.f - 3 * 3 - 2 * 4);
-  store(out, dot_pairs(load<Vf>(acc), broadcast_half(a), load_pairs(b)));
-  EXPECT(out[1] == 1.f - 3 * 3);
+  for (int i = 0; i < 3; i++) {
+    const auto pairs = factors<Vf, 3>(reinterpret_cast<const float*>(a));
+    store(out, dot_pairs(load<Vf>(acc), factor<Vf>(pairs, i), load_pairs(b)));
+    const int first = (2 * i) % 7 - 3, second = (2 * i + 1) % 7 - 3;
+    for (int j = 0; j < Vf::N; j++) {
+      const int exact = j + first * (2 * j % 5 + 1) + second * ((2 * j + 1) % 5 + 1);
+      EXPECT(out[j] == static_cast<float>(exact));
+    }
+  }
 }
 #endif
 
@@ -237,16 +328,22 @@ static void check_f16_pairs() {
   for (int n = 0; n <= 2 * Vf::N; n++) {
     int exact = 0;
     for (int i = 0; i < n; i++) exact += i % 6 * (i % 5);
-    EXPECT(sum(dot_pairs(load<Vf>(acc), load_pairs_n(a, n), load_pairs(b), a)) ==
+    EXPECT(sum(dot_f16_pairs(load<Vf>(acc), load_pairs_n(a, n), load_pairs(b))) ==
            static_cast<float>(exact));
   }
-  const Vf packed = pack_pairs(load_pairs(b), b);
   for (int i = 0; i < Vf::N; i++) acc[i] = static_cast<float>(i);
-  store(out, dot_broadcast(load<Vf>(acc), broadcast_pair(a + 2), packed, a));
+  const auto pairs = factors<Vf, 3>(reinterpret_cast<const float*>(a));
+  for (int i = 0; i < 3; i++) {
+    store(out, dot_f16_pairs(load<Vf>(acc), factor<Vf>(pairs, i), pack_pairs(load_pairs(b))));
+    const int first = 2 * i % 6, second = (2 * i + 1) % 6;
+    for (int j = 0; j < Vf::N; j++)
+      EXPECT(out[j] == static_cast<float>(j + first * (2 * j % 5) + second * ((2 * j + 1) % 5)));
+  }
+  float low[Vf::N], high[Vf::N];
   for (int i = 0; i < Vf::N; i++)
-    EXPECT(out[i] == static_cast<float>(i + 2 * (2 * i % 5) + 3 * ((2 * i + 1) % 5)));
-  store(out, dot_broadcast(load<Vf>(acc), broadcast_half(a + 2), packed, a));
-  for (int i = 0; i < Vf::N; i++) EXPECT(out[i] == static_cast<float>(i + 2 * (2 * i % 5)));
+    low[i] = static_cast<float>(2 * i % 5), high[i] = static_cast<float>((2 * i + 1) % 5);
+  store(out, pair_up_f16(load<Vf>(low), load<Vf>(high)));
+  EXPECT(std::memcmp(out, b, sizeof(out)) == 0);
 }
 #endif
 
@@ -254,6 +351,8 @@ namespace fusedops::FUSEDOPS_ISA {
 int check_vectors();  // the number of what is wrong
 int check_vectors() {
   failures = 0;
+  check_fma();
+  check_bytes();
   check_moves<Vf, float>();
   check_moves<Vd, double>();
   check_arithmetic<Vf, float>();

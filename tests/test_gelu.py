@@ -234,6 +234,11 @@ def op_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
         "gelu_nograd": ("gelu_nograd", (x.detach(), "quick")),
         "gelu_backward": ("gelu_backward", (grad, x, "none")),
         "gelu_backward-quick": ("gelu_backward", (grad, x, "quick")),
+        "activation_backward": ("activation_backward", (grad, x, "silu")),
+        "activation_backward_nograd": (
+            "activation_backward_nograd",
+            (grad.detach(), x.detach(), "relu2"),
+        ),
         "gelu_backward_nograd": ("gelu_backward_nograd", (grad.detach(), x.detach(), "tanh")),
     }
     for name in ("transposed", "outer_swapped", "strided", "sliced", "expanded"):
@@ -252,7 +257,7 @@ def test_opcheck(call: str) -> None:
 
 def test_every_op_is_opchecked() -> None:
     names = {name.removeprefix("fusedops::") for name in torch._C._dispatch_get_all_op_names()}
-    of_gelu = {n for n in names if n.startswith("gelu") and not n.startswith("gelu_linear")}
+    of_gelu = {n for n in names if n.startswith(("gelu", "activation")) and "linear" not in n}
     assert {op for op, _ in op_calls().values()} == of_gelu
 
 

@@ -13,7 +13,7 @@ from fusedops.ladder.numpy import erfc
 from fusedops.testing import DTYPES, SPECS, Sample, assert_within
 
 NAMES = (
-    *("python", "numpy", "eager", "compile", "cpp", "cpp_fused"),
+    *("python", "numpy", "eager", "compile", "cpp", "cpp_fused", "cpp_plan"),
     *("mps_eager", "metal_fused", "coreml"),
 )
 ALL = [rung for op in ladder.ops() for rung in ladder.rungs(op)]
@@ -59,7 +59,7 @@ each_distribution = pytest.mark.parametrize("distribution", ["normal", "negative
 
 @each_dtype
 @each_distribution
-@grid("python", "numpy", "eager", "mps_eager", "cpp", "cpp_fused")
+@grid("python", "numpy", "eager", "mps_eager", "cpp", "cpp_fused", "cpp_plan")
 def test_rung_is_within_its_bound(
     rung: ladder.Rung, sample: str, distribution: str, dtype: str
 ) -> None:
@@ -68,8 +68,8 @@ def test_rung_is_within_its_bound(
 
 # cpp_fused is the public op, which test_accuracy runs on every instruction set.
 @each_dtype
-@grid("cpp")
-def test_unfused_rung_on_every_isa(rung: ladder.Rung, sample: str, dtype: str, isa: str) -> None:
+@grid("cpp", "cpp_plan")
+def test_rung_on_every_isa(rung: ladder.Rung, sample: str, dtype: str, isa: str) -> None:
     assert_accurate(rung, sample, "normal", dtype)
 
 
@@ -116,9 +116,21 @@ def test_an_unavailable_rung_says_why(rung: ladder.Rung) -> None:
 
 
 @pytest.mark.parametrize("op", ["rope", "gelu_linear"])
-@pytest.mark.parametrize("name", ["python", "numpy", "eager", "compile", "cpp", "cpp_fused"])
+@pytest.mark.parametrize(
+    "name", ["python", "numpy", "eager", "compile", "cpp", "cpp_fused", "cpp_plan"]
+)
 def test_the_rungs_of_every_machine_are_available(op: str, name: str) -> None:
     assert ladder.get(op, name).unavailable is None
+
+
+# What is timed is a part of what is tested: the same call, made ahead.
+@pytest.mark.parametrize(("op", "sample"), [("rope", "ids-32-offset"), ("gelu_linear", "33")])
+def test_a_prepared_rung_computes_the_same(op: str, sample: str) -> None:
+    rung, call = ladder.get(op, "cpp_plan"), SPECS[op].sample(sample).build(torch.float32)
+    assert rung.prepare is not None
+    prepared = rung.prepare(*call.args, **call.kwargs)
+    assert torch.equal(prepared(), rung(*call.args, **call.kwargs))
+    assert prepared().data_ptr() != prepared().data_ptr() or prepared() is not prepared()
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:

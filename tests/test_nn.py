@@ -306,3 +306,34 @@ def test_symbolic_trace() -> None:
     x = torch.randn(3, 8)
     assert [node.op for node in traced.graph.nodes].count("call_function") == 1
     assert_same_bits(traced(x), layer(x))
+
+
+# Autograd's functions cannot be saved; the ops that are traced in their place can.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("learning", [False, True], ids=["traced-frozen", "traced-learning"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, w: fusedops.rope(x[None], w[:3, :4], w[1:, 4:]),
+        lambda x, w: fusedops.gelu(x) @ w.t(),
+        fusedops.linear,
+        lambda x, w: fusedops.linear(x, w, activation="silu"),
+        fusedops.gelu_linear,
+        lambda x, w: fusedops.gelu_linear(x, w, save="none"),
+    ],
+    ids=["rope", "gelu", "linear", "linear-silu", "gelu_linear-preact", "gelu_linear-none"],
+)
+def test_a_jit_trace_can_be_saved_and_differentiated(
+    call: Callable[..., Tensor], learning: bool
+) -> None:
+    leaves = [torch.randn(n, 8, requires_grad=learning) for n in (3, 4)]
+    file = io.BytesIO()
+    # The check traces again without gradients, where another op is called.
+    torch.jit.save(torch.jit.trace(call, tuple(leaves), check_trace=False), file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    more = [t.detach().add(1).requires_grad_() for t in leaves]
+    actual, expected = loaded(*more), call(*more)
+    assert_same_bits(actual.detach(), expected.detach())
+    grads = [torch.autograd.grad(y.square().sum(), more) for y in (actual, expected)]
+    torch.testing.assert_close(*grads)

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 import fusedops
 from fusedops import ladder, verify
-from fusedops.testing import DTYPES, SPECS, Call
+from fusedops.testing import SPECS, Call
 from fusedops.verification import Report, cli, judge
 from fusedops.verification.judge import plain
 
@@ -149,7 +149,7 @@ def test_no_false_alarm_for_a_compiled_kernel(op: str, sample: str, seed: int) -
 def test_no_false_alarm(op: str, seed: int) -> None:
     spec = SPECS[op]
     for kernel in (spec.public(), plain(spec)):
-        dtype = [*DTYPES][seed % len(DTYPES)]
+        dtype = [*spec.dtypes][seed % len(spec.dtypes)]
         report = verify(kernel, op=op, inputs="quick", seed=seed, dtypes=[dtype])
         assert report.passed, report
 

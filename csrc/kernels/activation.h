@@ -16,48 +16,70 @@ struct Identity {
     return set1<V>(1);
   }
 };
-struct Gelu {
+struct Relu {
   template <class V>
   FUSEDOPS_INLINE V value(V x) {
-    return gelu(x);
+    return max(set1<V>(0), x);  // NaN stays
   }
   template <class V>
   FUSEDOPS_INLINE V grad(V x) {
-    return gelu_grad(x);
+    const V zero = set1<V>(0);
+    return if_negative(zero - max(x, zero), set1<V>(1), zero);  // 0 for NaN, as x > 0 says
   }
 };
-struct GeluTanh {
+struct Relu2 {  // relu(x)^2
   template <class V>
   FUSEDOPS_INLINE V value(V x) {
-    return gelu_tanh(x);
+    const V r = max(set1<V>(0), x);
+    return r * r;
   }
   template <class V>
   FUSEDOPS_INLINE V grad(V x) {
-    return gelu_tanh_grad(x);
-  }
-};
-struct GeluQuick {
-  template <class V>
-  FUSEDOPS_INLINE V value(V x) {
-    return gelu_quick(x);
-  }
-  template <class V>
-  FUSEDOPS_INLINE V grad(V x) {
-    return gelu_quick_grad(x);
+    const V r = max(set1<V>(0), x);
+    return r + r;
   }
 };
 
-template <class F>
+// T: the storage type of the result, f16 and bf16 taking the narrow values.
+#define ACTIVATION(Name, name, narrow) \
+  template <class T>                   \
+  struct Name {                        \
+    template <class V>                 \
+    FUSEDOPS_INLINE V value(V x) {     \
+      if constexpr (sizeof(T) == 2)    \
+        return narrow(x);              \
+      else                             \
+        return name(x);                \
+    }                                  \
+    template <class V>                 \
+    FUSEDOPS_INLINE V grad(V x) {      \
+      return name##_grad(x);           \
+    }                                  \
+  };
+ACTIVATION(Gelu, gelu, gelu_narrow<T>)
+ACTIVATION(GeluTanh, gelu_tanh, gelu_tanh_narrow<T>)
+ACTIVATION(GeluQuick, gelu_quick, gelu_quick_narrow)
+ACTIVATION(Silu, silu, silu_narrow)
+#undef ACTIVATION
+
+// T: what the values are stored as; without it they have the accuracy of the type they are in.
+template <class T = f64, class F>
 FUSEDOPS_INLINE void with_activation(Activation act, const F& fn) {
   switch (act) {
     case Activation::identity:
       return fn(Identity{});
     case Activation::gelu:
-      return fn(Gelu{});
+      return fn(Gelu<T>{});
     case Activation::gelu_tanh:
-      return fn(GeluTanh{});
+      return fn(GeluTanh<T>{});
     case Activation::gelu_quick:
-      return fn(GeluQuick{});
+      return fn(GeluQuick<T>{});
+    case Activation::silu:
+      return fn(Silu<T>{});
+    case Activation::relu:
+      return fn(Relu{});
+    case Activation::relu2:
+      return fn(Relu2{});
   }
 }
 

@@ -4,14 +4,21 @@
 namespace fusedops::FUSEDOPS_ISA {
 namespace {
 
+// Bytes between a load and its prefetch: the arithmetic of a few vectors fills the processor's
+// window, so that loads would start late.
+constexpr int64_t kAhead = 1024;
+
 template <class T>
 FUSEDOPS_INLINE void forward(const GeluArgs& a, int64_t begin, int64_t end) {
   using V = Vec<compute_t<T>>;
   const T* x = static_cast<const T*>(a.x);
   T* y = static_cast<T*>(a.y);
-  with_activation(a.act, [&](auto act) {
+  with_activation<T>(a.act, [&](auto act) {
     int64_t i = begin;
-    for (; i + V::N <= end; i += V::N) store(y + i, act.value(load<V>(x + i)));
+    for (; i + V::N <= end; i += V::N) {
+      prefetch(x + i + kAhead / static_cast<int64_t>(sizeof(T)));
+      store(y + i, act.value(load<V>(x + i)));
+    }
     const int n = static_cast<int>(end - i);
     if (n > 0) store_n(y + i, act.value(load_n<V>(x + i, n)), n);
   });
@@ -22,9 +29,13 @@ FUSEDOPS_INLINE void backward(const GeluArgs& a, int64_t begin, int64_t end) {
   using V = Vec<compute_t<T>>;
   const T *x = static_cast<const T*>(a.x), *dy = static_cast<const T*>(a.dy);
   T* dx = static_cast<T*>(a.y);
-  with_activation(a.act, [&](auto act) {
+  with_activation<T>(a.act, [&](auto act) {
     int64_t i = begin;
-    for (; i + V::N <= end; i += V::N) store(dx + i, load<V>(dy + i) * act.grad(load<V>(x + i)));
+    for (; i + V::N <= end; i += V::N) {
+      prefetch(x + i + kAhead / static_cast<int64_t>(sizeof(T)));
+      prefetch(dy + i + kAhead / static_cast<int64_t>(sizeof(T)));
+      store(dx + i, load<V>(dy + i) * act.grad(load<V>(x + i)));
+    }
     const int n = static_cast<int>(end - i);
     if (n > 0) store_n(dx + i, load_n<V>(dy + i, n) * act.grad(load_n<V>(x + i, n)), n);
   });

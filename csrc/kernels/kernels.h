@@ -37,7 +37,7 @@ struct RopeStepArgs {
   bool interleaved, negate;
 };
 
-enum class Activation : int { identity, gelu, gelu_tanh, gelu_quick };
+enum class Activation : int { identity, gelu, gelu_tanh, gelu_quick, silu, relu, relu2 };
 
 // y[i] = act(x[i]), or dx[i] = dy[i] * act'(x[i]); contiguous.
 struct GeluArgs {
@@ -48,14 +48,29 @@ struct GeluArgs {
 };
 
 // y = act(x @ w^T + bias) on row-major x [m][k], w [n][k], y [m][n]; z, if not null, receives the
-// pre-activation. For a kernel whose LinearShape says so, x is in the compute type.
+// pre-activation. packed, if not null, is w as linear_pack wrote it, and w is not read.
 struct LinearArgs {
-  const void *x, *w, *bias;
+  const void *x, *w, *bias, *packed;
   void *y, *z;
   int64_t m, n, k;
   int64_t ldx, ldw, ldy, ldz;
   Activation act;
+  bool deterministic;  // a row's bits depend on nothing but the row, w, bias and the ISA
+  bool w_by_k;         // w is [k][n]; taken by linear_panels alone, not packed
 };
+
+// dz = dy * act'(z) over rows of n elements, and its sums over the rows. dz and its transpose are
+// written where they are not null; rows of the transpose have room for a vector behind them.
+struct PreactArgs {
+  const void *dy, *z;
+  void *dz, *transposed;
+  void* sums;   // in the compute type: [blocks of kPreactRows rows][n]
+  void* total;  // [n]
+  int64_t rows, n;
+  int64_t lddy, ldz, lddz, ldt;
+  Activation act;
+};
+constexpr int64_t kPreactRows = 64;  // fixed: a sum has the same bits on any number of threads
 
 // Limit probes: passes over 64-byte aligned buffers in blocks of kProbeBlock
 // bytes, or rounds of multiply-adds on registers.
@@ -74,13 +89,44 @@ struct ProbeArgs {
   const char** unit;       // multiply-adds: what was executed
 };
 
-// How the kernels of one ISA cut a linear. Work is handed out in whole `columns` of y; each call
-// needs `scratch` bytes of its own, aligned to 64.
+// How the kernels of one ISA cut a linear of this n and k. Two families: dots, for few rows, takes
+// w as it lies; panels takes it transposed, packed ahead or as it goes, and x from linear_rows.
+// A row's sums come in an order that is fixed within a family.
 struct LinearShape {
-  int64_t dot_columns, dot_scratch;      // linear_dots: few rows, w as it lies
-  int64_t panel_columns, panel_scratch;  // linear_panels: many rows, w transposed panel by panel
-  int64_t few_rows;                      // up to so many rows linear_dots is the faster one
-  bool widen_x;                          // both take x from linear_widen
+  int64_t dot_columns, dot_row_bytes;    // columns of a task, scratch for each of its rows
+  int64_t panel_columns;                 // of a task, and of a packed panel
+  int64_t panel_bytes, panel_row_bytes;  // scratch: of a task, and for each of its rows
+  int64_t packed_bytes;                  // of a panel that linear_pack writes
+  int64_t tile_rows, row_bytes;          // linear_rows: rows of a tile at most, bytes of a row
+  int64_t few_rows;                      // up to so many rows dots is the faster one
+};
+
+// A task: rows (dots) or tiles of rows (panels) of y, and columns, the first a multiple of a
+// task's.
+struct LinearPart {
+  int64_t row_begin, row_end, col_begin, col_end;
+  void* scratch;     // aligned to 64
+  const void* rows;  // panels: all of x as linear_rows wrote it
+  bool new_rows;     // dots: the task before in this scratch had other rows
+};
+
+// y = act(scale * (x @ w^T) + bias), x [m][k], w [n][k] in bf16 or int8, y [m][n], all of them
+// without gaps. `rows` is x as the kernels read it: floats, or bytes 128 + q with x = row_scale *
+// q. Behind the m rows of bytes lies one of 128s.
+struct QuantizedArgs {
+  const void *x, *w;
+  const float *scale, *bias;  // [n], or null: 1 and 0
+  void* y;
+  void* rows;        // row_bytes apart, aligned to 64
+  float* row_scale;  // [m], for bytes
+  int64_t m, n, k, row_bytes;
+  Activation act;
+};
+
+// How the kernels of one ISA cut a quantized layer: rows of y into tasks of at least `few_rows` +
+// 1, or not at all, and `columns`; each call needs `scratch` bytes of its own, aligned to 64.
+struct QuantizedShape {
+  int64_t row_bytes, columns, few_rows, scratch;
 };
 
 struct KernelTable {

@@ -1,4 +1,4 @@
-// gelu and gelu_backward: schemas, checks, threading, CPU implementation.
+// gelu, gelu_backward, activation_backward: schemas, checks, threading, CPU implementation.
 #include <string>
 
 #include "../approximate.h"
@@ -35,8 +35,7 @@ Tensor gelu(const Tensor& x, const Text& approximate) {
   return y;
 }
 
-Tensor gelu_backward(const Tensor& grad, const Tensor& x, const Text& approximate) {
-  constexpr const char* op = "gelu_backward";
+Tensor backward(const char* op, const Tensor& grad, const Tensor& x, Activation act) {
   const View g(grad), v(x);
   require_cpu(op, "x", x);
   require_cpu(op, "grad", grad);
@@ -46,7 +45,7 @@ Tensor gelu_backward(const Tensor& grad, const Tensor& x, const Text& approximat
   if (!same_shape(g, v))
     fail(op, "grad must have x's shape ", shape_of(v), " but got ", shape_of(g));
   GeluArgs a = {};
-  a.act = activation_of(op, approximate);
+  a.act = act;
   Tensor dx = empty_like_output(x, v);
   const View out(dx);
   const bool flat = same_strides(v, out);
@@ -61,6 +60,16 @@ Tensor gelu_backward(const Tensor& grad, const Tensor& x, const Text& approximat
   a.y = out.data;
   run_gelu_backward(a, v.numel, type);
   return dx;
+}
+
+Tensor gelu_backward(const Tensor& grad, const Tensor& x, const Text& approximate) {
+  constexpr const char* op = "gelu_backward";
+  return backward(op, grad, x, activation_of(op, approximate));
+}
+
+Tensor activation_backward(const Tensor& grad, const Tensor& x, const Text& activation) {
+  constexpr const char* op = "activation_backward";
+  return backward(op, grad, x, activation_named(op, activation));
 }
 
 using GeluKernel = void (*)(const GeluArgs&, int64_t, int64_t);
@@ -89,6 +98,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedops, m) {
   m.def("gelu_nograd(Tensor x, str approximate) -> Tensor");
   m.def("gelu_backward(Tensor grad, Tensor x, str approximate) -> Tensor");
   m.def("gelu_backward_nograd(Tensor grad, Tensor x, str approximate) -> Tensor");
+  m.def("activation_backward(Tensor grad, Tensor x, str activation) -> Tensor");
+  m.def("activation_backward_nograd(Tensor grad, Tensor x, str activation) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedops, CPU, m) {
@@ -96,6 +107,8 @@ STABLE_TORCH_LIBRARY_IMPL(fusedops, CPU, m) {
   m.impl("gelu_nograd", TORCH_BOX(&gelu));
   m.impl("gelu_backward", TORCH_BOX(&gelu_backward));
   m.impl("gelu_backward_nograd", TORCH_BOX(&gelu_backward));
+  m.impl("activation_backward", TORCH_BOX(&activation_backward));
+  m.impl("activation_backward_nograd", TORCH_BOX(&activation_backward));
 }
 
 }  // namespace fusedops

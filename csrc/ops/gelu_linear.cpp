@@ -1,5 +1,4 @@
 // gelu_linear, gelu_linear_preact, gelu_linear_out: schemas, checks, CPU implementation.
-#include <algorithm>
 #include <string>
 #include <tuple>
 
@@ -31,27 +30,12 @@ std::tuple<Tensor, Tensor> gelu_linear_preact(const Tensor& input, const Tensor&
   return {y, z};
 }
 
-void check_out(const LinearCall& call, const Tensor& input, const Tensor& weight,
-               const std::optional<Tensor>& bias, const Tensor& out, const View& y) {
-  require_cpu(kOp, "out", out);
-  const View x(input);
-  if (y.type != x.type)
-    fail(kOp, "out must have input's dtype ", name_of(x.type), " but got ", name_of(y.type));
-  if (!std::equal(y.sizes.begin(), y.sizes.end(), call.shape.begin(), call.shape.end()))
-    fail(kOp, "out must have the result's shape ", shape_of(call.shape), " but got ", shape_of(y));
-  if (overlaps_itself(y))
-    fail(kOp, "out must not overlap itself but got strides that repeat elements, shape ",
-         shape_of(y));
-  if (overlap(y, x) || overlap(y, View(weight)) || (bias && overlap(y, View(*bias))))
-    fail(kOp, "out must not share memory with the inputs but got a view of the same memory");
-}
-
 void gelu_linear_out(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                      const Text& approximate, Tensor out) {
   const Activation act = activation_of(kOp, approximate);
   const LinearCall call(kOp, input, weight, bias);
   const View y(out);
-  check_out(call, input, weight, bias, out, y);
+  call.check_out(out, y, {&input, &weight, bias ? &*bias : nullptr});
   call.run_into(act, out, y);
 }
 

@@ -4,14 +4,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <memory>
+#include <new>
+#include <thread>
 
 #include "../parallel.h"
 
 namespace fusedops {
-namespace {
 
-// Elements from one row of the last dimension to the next, if one stride leads through all rows.
 bool rows_of(const View& v, int64_t& stride) {
   if (v.size(-1) > 1 && v.stride(-1) != 1) return false;
   stride = v.size(-1);
@@ -33,26 +32,43 @@ Tensor in_rows(const Tensor& t) {
   return v.numel == 0 || rows_of(v, stride) ? t : torch::stable::contiguous(t);
 }
 
-void check(const char* op, const Tensor& input, const Tensor& weight,
-           const std::optional<Tensor>& bias) {
+Tensor fresh(const char* op, const Tensor& like, const std::vector<int64_t>& shape) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t d = shape.size() - 1; d > 0; d--)
+    strides[d - 1] = strides[d] * std::max<int64_t>(1, shape[d]);
+  int64_t numel = 1;
+  for (const int64_t n : shape) numel *= n;
+  int32_t dtype = 0;
+  aoti_torch_get_dtype(like.get(), &dtype);
+  AtenTensorHandle handle;
+  if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                               dtype, aoti_torch_device_type_cpu(), 0, &handle) != 0)
+    fail(op, "memory for the result must be available but got ", numel, " elements refused");
+  Tensor y(handle);
+  advise_huge_pages(y.data_ptr(), numel * size_of(floating(op, "like", View(like))));
+  return y;
+}
+
+namespace {
+
+// What a weight [n, k] of this type asks of the others.
+void check(const char* op, const Tensor& input, torch::headeronly::ScalarType type, int64_t n,
+           int64_t k, const std::optional<Tensor>& bias) {
   require_cpu(op, "input", input);
-  require_cpu(op, "weight", weight);
-  const View x(input), w(weight);
+  const View x(input);
   floating(op, "input", x);
-  if (w.type != x.type)
-    fail(op, "weight must have input's dtype ", name_of(x.type), " but got ", name_of(w.type));
+  if (type != x.type)
+    fail(op, "weight must have input's dtype ", name_of(x.type), " but got ", name_of(type));
   if (x.rank() < 1) fail(op, "input must have at least 1 dimension but got shape ", shape_of(x));
-  if (w.rank() != 2) fail(op, "weight must have 2 dimensions [N, K] but got shape ", shape_of(w));
-  if (x.size(-1) != w.size(1))
-    fail(op, "input's last dimension must be weight's K = ", w.size(1), " but got shape ",
-         shape_of(x));
+  if (x.size(-1) != k)
+    fail(op, "input's last dimension must be weight's K = ", k, " but got shape ", shape_of(x));
   if (!bias) return;
   require_cpu(op, "bias", *bias);
   const View b(*bias);
   if (b.type != x.type)
     fail(op, "bias must have input's dtype ", name_of(x.type), " but got ", name_of(b.type));
-  if (b.rank() != 1 || b.size(0) != w.size(0))
-    fail(op, "bias must be [N] = [", w.size(0), "] but got shape ", shape_of(b));
+  if (b.rank() != 1 || b.size(0) != n)
+    fail(op, "bias must be [N] = [", n, "] but got shape ", shape_of(b));
 }
 
 Tensor linear(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
@@ -67,37 +83,43 @@ Tensor linear(const Tensor& input, const Tensor& weight, const std::optional<Ten
 LinearCall::LinearCall(const char* op_, const Tensor& input, const Tensor& weight,
                        const std::optional<Tensor>& bias)
     : op(op_), args{} {
-  check(op, input, weight, bias);
-  input_ = in_rows(input);
+  require_cpu(op, "weight", weight);
+  const View given(weight);
+  if (given.rank() != 2)
+    fail(op, "weight must have 2 dimensions [N, K] but got shape ", shape_of(given));
+  args.n = given.size(0), args.k = given.size(1);
+  check(op, input, given.type, args.n, args.k, bias);
   weight_ = in_rows(weight);
-  if (bias) bias_ = in_rows(*bias);
-  const View x(input_), w(weight_);
-  type = floating(op, "input", x);
-  shape.assign(x.sizes.begin(), x.sizes.end());
-  shape.back() = w.size(0);
-  args.n = w.size(0), args.k = w.size(1);
-  args.m = 1;
-  for (int64_t d = 0; d + 1 < x.rank(); d++) args.m *= x.size(d);
-  args.x = x.data, args.w = w.data;
-  if (bias) args.bias = View(bias_).data;
-  if (args.k > 0) rows_of(x, args.ldx), rows_of(w, args.ldw);
+  const View w(weight_);
+  args.w = w.data;
+  if (args.k > 0) rows_of(w, args.ldw);
+  take(input, bias);
 }
 
-Tensor LinearCall::fresh_output() const {
-  std::vector<int64_t> strides(shape.size(), 1);
-  for (size_t d = shape.size() - 1; d > 0; d--)
-    strides[d - 1] = strides[d] * std::max<int64_t>(1, shape[d]);
-  int32_t dtype = 0;
-  aoti_torch_get_dtype(input_.get(), &dtype);
-  AtenTensorHandle handle;
-  if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-                               dtype, aoti_torch_device_type_cpu(), 0, &handle) != 0)
-    fail(op, "memory for the result must be available but got ", args.m * args.n,
-         " elements refused");
-  Tensor y(handle);
-  advise_huge_pages(y.data_ptr(), args.m * args.n * size_of(type));
-  return y;
+LinearCall::LinearCall(const char* op_, const Tensor& input, const PackedWeight& weight,
+                       const std::optional<Tensor>& bias)
+    : op(op_), args{} {
+  check(op, input, weight.type, weight.n, weight.k, bias);
+  args.n = weight.n, args.k = weight.k;
+  args.packed = weight.panels;
+  take(input, bias);
 }
+
+void LinearCall::take(const Tensor& input, const std::optional<Tensor>& bias) {
+  input_ = in_rows(input);
+  if (bias) bias_ = in_rows(*bias);
+  const View x(input_);
+  type = floating(op, "input", x);
+  shape.assign(x.sizes.begin(), x.sizes.end());
+  shape.back() = args.n;
+  args.m = 1;
+  for (int64_t d = 0; d + 1 < x.rank(); d++) args.m *= x.size(d);
+  args.x = x.data;
+  if (bias) args.bias = View(bias_).data;
+  if (args.k > 0) rows_of(x, args.ldx);
+}
+
+Tensor LinearCall::fresh_output() const { return fresh(op, input_, shape); }
 
 void LinearCall::run(Activation act, const View& y, const View* z) const {
   LinearArgs a = args;
@@ -106,6 +128,22 @@ void LinearCall::run(Activation act, const View& y, const View* z) const {
   rows_of(y, a.ldy);
   if (z) a.z = z->data, rows_of(*z, a.ldz);
   run_linear(a, type);
+}
+
+void LinearCall::check_out(const Tensor& out, const View& y,
+                           std::initializer_list<const Tensor*> read) const {
+  require_cpu(op, "out", out);
+  const View x(input_);
+  if (y.type != x.type)
+    fail(op, "out must have input's dtype ", name_of(x.type), " but got ", name_of(y.type));
+  if (!std::equal(y.sizes.begin(), y.sizes.end(), shape.begin(), shape.end()))
+    fail(op, "out must have the result's shape ", shape_of(shape), " but got ", shape_of(y));
+  if (overlaps_itself(y))
+    fail(op, "out must not overlap itself but got strides that repeat elements, shape ",
+         shape_of(y));
+  for (const Tensor* t : read)
+    if (t && overlap(y, View(*t)))
+      fail(op, "out must not share memory with the inputs but got a view of the same memory");
 }
 
 void LinearCall::run_into(Activation act, Tensor& out, const View& y) const {
@@ -120,133 +158,318 @@ namespace {
 
 struct LinearKernels {
   void (*shape)(const LinearArgs&, LinearShape&);
-  void (*dots)(const LinearArgs&, void*, int64_t, int64_t);
-  void (*panels)(const LinearArgs&, void*, int64_t, int64_t);
-  void (*widen)(const LinearArgs&, float*, int64_t, int64_t);
+  void (*dots)(const LinearArgs&, const LinearPart&);
+  void (*panels)(const LinearArgs&, const LinearPart&);
+  void (*pack)(const LinearArgs&, void*, int64_t, int64_t);
+  void (*rows)(const LinearArgs&, void*, int64_t, int64_t);
 };
 
 LinearKernels kernels_for(DType t) {
   const KernelTable& k = kernels();
+#define OF(T)                                                                      \
+  {                                                                                \
+    k.linear_shape_##T, k.linear_dots_##T, k.linear_panels_##T, k.linear_pack_##T, \
+        k.linear_rows_##T                                                          \
+  }
   switch (t) {
     case DType::f16:
-      return {k.linear_shape_f16, k.linear_dots_f16, k.linear_panels_f16, k.linear_widen_f16};
+      return OF(f16);
     case DType::bf16:
-      return {k.linear_shape_bf16, k.linear_dots_bf16, k.linear_panels_bf16, k.linear_widen_bf16};
+      return OF(bf16);
     case DType::f64:
-      return {k.linear_shape_f64, k.linear_dots_f64, k.linear_panels_f64, nullptr};
+      return OF(f64);
     default:
-      return {k.linear_shape_f32, k.linear_dots_f32, k.linear_panels_f32, nullptr};
+      return OF(f32);
   }
-}
-
-using Memory = std::unique_ptr<char, decltype(&std::free)>;
-
-Memory allocate(int64_t bytes) {  // a multiple of 64, and at least that
-  char* p = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(bytes)));
-  if (!p)
-    fail("linear", "memory for the workspace must be available but got ", bytes, " bytes refused");
-  return {p, &std::free};
+#undef OF
 }
 
 int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
+int64_t aligned(int64_t bytes) { return pieces(bytes, 64) * 64; }
 
-// The same layer on rows [begin, begin + rows).
-LinearArgs slice(const LinearArgs& a, int64_t begin, int64_t rows, int64_t x_element,
-                 int64_t element) {
-  LinearArgs s = a;
-  s.m = rows;
-  s.x = static_cast<const char*>(a.x) + begin * a.ldx * x_element;
-  s.y = static_cast<char*>(a.y) + begin * a.ldy * element;
-  if (a.z) s.z = static_cast<char*>(a.z) + begin * a.ldz * element;
-  return s;
-}
+// Memory of a call, kept for the thread's next one: fresh pages cost more than what is done in
+// them.
+class Workspace {
+ public:
+  ~Workspace() { std::free(memory_); }
+  char* get(int64_t bytes) {
+    if (bytes <= bytes_) return memory_;
+    std::free(memory_);
+    memory_ = nullptr, bytes_ = 0;
+    constexpr int64_t huge = int64_t{2} << 20;
+    const int64_t unit = bytes < huge / 8 ? 4096 : huge;
+    const int64_t size = std::max(pieces(bytes, unit), int64_t{2}) * unit;
+    memory_ = static_cast<char*>(
+        std::aligned_alloc(static_cast<size_t>(unit), static_cast<size_t>(size)));
+    if (!memory_)
+      fail("fusedops", "memory for the workspace must be available but got ", size,
+           " bytes refused");
+    advise_huge_pages(memory_, size);
+    bytes_ = size;
+    return memory_;
+  }
+  // Gives back what only an unusual call needs.
+  void trim() {
+    constexpr int64_t most = int64_t{64} << 20;
+    if (bytes_ <= most) return;
+    std::free(memory_);
+    memory_ = nullptr, bytes_ = 0;
+  }
 
-// Work is multiply-adds, and reading w once, which costs as much as some more of them.
-int64_t worker_count(const LinearArgs& a) {
-  constexpr int64_t per_thread = int64_t{1} << 19;  // 5 to 10 us
-  const int64_t work = a.n * a.k * (a.m + 8);
-  return std::clamp<int64_t>(work / per_thread, 1, thread_count());
-}
-
-constexpr int64_t kDotChunk = 64;         // rows whose sums stay in the first cache
-constexpr int64_t kPanelChunk = 2048;     // rows whose sums stay in the second, beside a panel
-constexpr int64_t kWideBytes = 16 << 20;  // of x at once in a wider type
-
-// y in tasks of `rows` x `columns`, columns fastest.
-struct Tasks {
-  bool dots;
-  int64_t rows, columns;
-  int64_t scratch;  // bytes for each worker
-  int64_t workers;
+ private:
+  char* memory_ = nullptr;
+  int64_t bytes_ = 0;
 };
 
-Tasks plan(const LinearArgs& a, const LinearKernels& k) {
-  LinearShape shape = {};
-  k.shape(a, shape);
+// Work is multiply-adds, and reading w once, which costs as much as some more of them.
+int64_t worker_count(const LinearArgs& a, int threads) {
+  constexpr int64_t per_thread = int64_t{1} << 19;  // 5 to 10 us
+  const int64_t work = a.n * a.k * (a.m + 8);
+  return std::clamp<int64_t>(work / per_thread, 1, threads);
+}
+
+constexpr int64_t kDotChunk = 64;             // rows whose sums stay in the first cache
+constexpr int64_t kPrivateRows = 32;          // so few each worker packs for itself: nobody waits
+constexpr int64_t kPrivateBytes = 256 << 10;  // of them at most
+constexpr int64_t kRowsBytes = 16 << 20;      // of packed x at once
+constexpr int64_t kChunkBytes = 4 << 20;      // of packed x that pass by one panel after the other
+constexpr int64_t kChunkRows = 1024;    // whose sums stay in the second cache between blocks of k
+constexpr int64_t kPanelsTogether = 8;  // of a task that has few rows
+constexpr int64_t kLeastRows = 128;     // worth a panel
+
+// y in tasks of `rows` rows (or tiles of rows) x `columns` columns.
+struct Tasks {
+  bool dots, own_rows;
+  int64_t m, rows, n, columns;
+  int64_t scratch;  // bytes for each worker
+  int64_t workers;
+
+  int64_t down() const { return pieces(m, rows); }
+  int64_t across() const { return pieces(n, columns); }
+};
+
+Tasks cut(const LinearArgs& a, const LinearShape& shape, bool dots, int threads) {
   Tasks t = {};
-  t.workers = worker_count(a);
-  // Panels compute whole panels: with few columns most of that would be thrown away.
-  const int64_t padded = pieces(a.n, shape.panel_columns) * shape.panel_columns;
-  t.dots = a.m <= shape.few_rows || 5 * a.n < 4 * padded;
-  t.columns = t.dots ? shape.dot_columns : shape.panel_columns;
+  t.workers = worker_count(a, threads);
+  t.dots = dots;
+  t.n = a.n;
+  t.columns = dots ? shape.dot_columns : shape.panel_columns;
   // Enough tasks for all threads to end together, but of rows enough to be worth a panel.
-  const int64_t for_threads = pieces(t.workers > 1 ? 4 * t.workers : 1, pieces(a.n, t.columns));
-  const int64_t chunks = std::max(pieces(a.m, t.dots ? kDotChunk : kPanelChunk),
-                                  std::min(for_threads, pieces(a.m, 2 * kDotChunk)));
-  t.rows = pieces(a.m, chunks);
-  LinearArgs task = a;
-  task.m = t.rows;
-  k.shape(task, shape);
-  t.scratch = pieces(t.dots ? shape.dot_scratch : shape.panel_scratch, 64) * 64;
+  const int64_t wanted = t.workers > 1 ? pieces(8 * t.workers, t.across()) : 1;
+  if (dots) {
+    const int64_t chunks =
+        std::max(pieces(a.m, kDotChunk), std::min(wanted, pieces(a.m, kDotChunk / 4)));
+    t.m = a.m;
+    t.rows = pieces(a.m, chunks);
+    t.scratch = aligned(t.rows * shape.dot_row_bytes);
+    t.workers = std::min(t.workers, t.down() * t.across());
+    return t;
+  }
+  int64_t most = std::clamp<int64_t>(kChunkBytes / std::max<int64_t>(1, shape.row_bytes),
+                                     kLeastRows, a.m + kLeastRows);
+  if (shape.panel_row_bytes > 0) most = std::min(most, kChunkRows);
+  const int64_t chunks = std::max(pieces(a.m, most), std::min(wanted, pieces(a.m, kLeastRows)));
+  t.m = pieces(a.m, shape.tile_rows);  // in tiles from here on
+  t.rows = pieces(t.m, chunks);
+  t.scratch = aligned(shape.panel_bytes + t.rows * shape.tile_rows * shape.panel_row_bytes);
+  t.own_rows = a.m <= kPrivateRows && a.m * shape.row_bytes <= kPrivateBytes;
+  // One tile of rows passes a panel in a moment: several make a task.
+  if (t.m == 1) t.columns *= std::clamp<int64_t>(t.across() / (8 * t.workers), 1, kPanelsTogether);
+  // More workers than tasks still help to pack rows that are shared.
+  if (t.own_rows) t.workers = std::min(t.workers, t.down() * t.across());
   return t;
 }
 
-void run_tasks(const LinearArgs& a, const LinearKernels& k, const Tasks& t, char* scratch,
-               int64_t x_element, int64_t element) {
-  const int64_t across = pieces(a.n, t.columns), total = pieces(a.m, t.rows) * across;
-  std::atomic<int64_t> next{0};
-  // A range may hold several workers (torch's pool was busy): its first one then does all the work.
-  parallel_for(t.workers, 1, [&](int64_t worker, int64_t) {
-    void* mine = scratch + worker * t.scratch;
-    for (int64_t task = next++; task < total; task = next++) {
-      const int64_t row = task / across * t.rows, col = task % across * t.columns;
-      const LinearArgs part = slice(a, row, std::min(t.rows, a.m - row), x_element, element);
-      (t.dots ? k.dots : k.panels)(part, mine, col, std::min(a.n, col + t.columns));
+std::atomic<bool> same_bits{false};
+
+using Counter = std::atomic<int64_t>;
+constexpr int64_t kCounterBytes = 64;  // apart: no two share a line
+
+// Hands out the tasks: each worker has a range of its own, and then helps the others with theirs.
+// Within a range the columns of w follow one another, for each chunk of rows in turn.
+class Queue {
+ public:
+  // memory: kCounterBytes for each worker.
+  Queue(const Tasks& t, char* memory)
+      : tasks_(t), by_columns_(t.across() >= 2 * t.workers), memory_(memory) {
+    for (int64_t w = 0; w < t.workers; w++) new (memory + w * kCounterBytes) Counter(0);
+  }
+
+  // The next task of a worker into `part`; false when there is none.
+  bool next(int64_t worker, LinearPart& part) {
+    const int64_t down = tasks_.down(), across = tasks_.across();
+    for (int64_t turn = 0; turn < tasks_.workers; turn++) {
+      const int64_t owner = (worker + turn) % tasks_.workers;
+      const int64_t first = share(owner), own = share(owner + 1) - first;
+      Counter& taken = *std::launder(reinterpret_cast<Counter*>(memory_ + owner * kCounterBytes));
+      const int64_t task = taken.fetch_add(1, std::memory_order_relaxed);
+      const int64_t width = by_columns_ ? own : across;
+      if (task >= own * (by_columns_ ? down : across)) continue;
+      const int64_t row = task / width + (by_columns_ ? 0 : first);
+      const int64_t col = task % width + (by_columns_ ? first : 0);
+      part.row_begin = row * tasks_.rows;
+      part.row_end = std::min(tasks_.m, part.row_begin + tasks_.rows);
+      part.col_begin = col * tasks_.columns;
+      part.col_end = std::min(tasks_.n, part.col_begin + tasks_.columns);
+      return true;
     }
-  });
+    return false;
+  }
+
+ private:
+  int64_t share(int64_t worker) const {
+    return worker * (by_columns_ ? tasks_.across() : tasks_.down()) / tasks_.workers;
+  }
+
+  const Tasks& tasks_;
+  const bool by_columns_;
+  char* memory_;
+};
+
+void wait_for(const Counter& done, int64_t count) {
+  for (int spins = 0; done.load(std::memory_order_acquire) < count; spins++)
+    if (spins > 1000) std::this_thread::yield();
 }
 
-// x goes through a wider copy of as many rows as fit kWideBytes.
-void run_widened(const LinearArgs& a, const LinearKernels& k, const Tasks& t, int64_t element) {
-  const int64_t row_bytes = std::max<int64_t>(1, a.k) * static_cast<int64_t>(sizeof(float));
-  const int64_t rows =
-      std::min(a.m, std::max<int64_t>(1, kWideBytes / row_bytes / t.rows) * t.rows);
-  const int64_t wide_bytes = pieces(rows * row_bytes, 64) * 64;
-  const Memory memory = allocate(wide_bytes + t.workers * t.scratch);
-  float* wide = reinterpret_cast<float*>(memory.get());
-  for (int64_t row = 0; row < a.m; row += rows) {
-    LinearArgs part = slice(a, row, std::min(rows, a.m - row), element, element);
-    parallel_for(part.m, pieces(1 << 15, std::max<int64_t>(1, a.k)),
-                 [&](int64_t begin, int64_t end) { k.widen(part, wide, begin, end); });
-    part.x = wide;
-    part.ldx = a.k;
-    run_tasks(part, k, t, memory.get() + wide_bytes, sizeof(float), element);
+// All workers pack the tiles of x, in groups, and go on when the last one is there.
+void share_rows(const LinearArgs& a, const LinearKernels& k, int64_t tiles, char* to,
+                Counter& taken, Counter& done) {
+  constexpr int64_t group = 4;
+  for (;;) {
+    const int64_t tile = taken.fetch_add(group, std::memory_order_relaxed);
+    if (tile >= tiles) break;
+    const int64_t end = std::min(tiles, tile + group);
+    k.rows(a, to, tile, end);
+    done.fetch_add(end - tile, std::memory_order_release);
   }
+  wait_for(done, tiles);
 }
 
 }  // namespace
 
-void run_linear(const LinearArgs& a, DType type) {
-  if (a.m == 0 || a.n == 0) return;
-  const LinearKernels k = kernels_for(type);
-  const Tasks t = plan(a, k);
-  const int64_t element = size_of(type);
+// A pass is as many rows as have their packed copy in memory at once.
+struct LinearSchedule {
+  LinearKernels kernels;
+  LinearShape shape;
+  Tasks tasks;               // of a whole pass
+  int64_t rows;              // of a pass
+  int64_t element;           // bytes of one
+  int64_t shared_rows, own;  // bytes: packed x for all workers, and what each has for itself
+};
+
+namespace {
+
+LinearSchedule schedule(const LinearArgs& a, DType type, int threads) {
+  LinearSchedule s = {};
+  s.kernels = kernels_for(type);
+  s.kernels.shape(a, s.shape);
+  if (a.m == 0 || a.n == 0) return s;  // nothing to cut
+  s.element = size_of(type);
+  // The one choice that changes a row's bits: within a family its sums depend on the row alone.
+  const bool dots = !a.packed && !a.w_by_k && !deterministic() && a.m <= s.shape.few_rows;
+  const int64_t row_bytes = std::max<int64_t>(1, s.shape.row_bytes);
+  const int64_t most = std::max(kRowsBytes / row_bytes / kLeastRows, int64_t{1}) * kLeastRows;
+  s.rows = dots ? a.m : pieces(a.m, pieces(a.m, most));
+  LinearArgs pass = a;
+  pass.m = s.rows;
+  s.tasks = cut(pass, s.shape, dots, threads);
+  const int64_t rows_bytes = dots ? 0 : aligned(s.rows * s.shape.row_bytes);
+  s.own = s.tasks.scratch + (s.tasks.own_rows ? rows_bytes : 0);
+  s.shared_rows = s.tasks.own_rows ? 0 : rows_bytes;
+  return s;
+}
+
+void run_pass(const LinearSchedule& s, const LinearArgs& a, char* memory) {
+  const LinearKernels& k = s.kernels;
+  Tasks t = s.tasks;
+  t.m = t.dots ? a.m : pieces(a.m, s.shape.tile_rows);
+  char* scratch = memory + s.shared_rows;
+  Queue queue(t, scratch + t.workers * s.own);
+  alignas(kCounterBytes) Counter taken{0};
+  alignas(kCounterBytes) Counter done{0};
+  // A range may hold several workers (torch's pool was busy): its first one then does all the work.
+  parallel_for(t.workers, 1, [&](int64_t worker, int64_t) {
+    LinearPart part = {};
+    char* mine = scratch + worker * s.own;
+    part.scratch = mine;
+    part.rows = memory;
+    if (t.own_rows) {
+      k.rows(a, mine + t.scratch, 0, t.m);
+      part.rows = mine + t.scratch;
+    } else if (!t.dots) {
+      share_rows(a, k, t.m, memory, taken, done);
+    }
+    for (int64_t row = -1; queue.next(worker, part); row = part.row_begin) {
+      part.new_rows = part.row_begin != row;
+      (t.dots ? k.dots : k.panels)(a, part);
+    }
+  });
+}
+
+void pack(const LinearKernels& k, const LinearArgs& a, void* to) {
   LinearShape shape = {};
   k.shape(a, shape);
-  if (shape.widen_x) return run_widened(a, k, t, element);
-  const Memory scratch = allocate(t.workers * t.scratch);
-  run_tasks(a, k, t, scratch.get(), element, element);
+  const int64_t columns = shape.panel_columns;
+  const int64_t grain = pieces(1 << 15, std::max<int64_t>(1, a.k * columns));
+  parallel_for(pieces(a.n, columns), grain,
+               [&](int64_t begin, int64_t end) { k.pack(a, to, begin, end); });
 }
+
+int64_t packed_bytes(const LinearKernels& k, const LinearArgs& a) {
+  LinearShape shape = {};
+  k.shape(a, shape);
+  return pieces(a.n, shape.panel_columns) * shape.packed_bytes;
+}
+
+}  // namespace
+
+bool deterministic() { return same_bits.load(std::memory_order_relaxed); }
+void set_deterministic(bool on) { same_bits = on; }
+
+std::shared_ptr<const LinearSchedule> schedule_packed(LinearArgs a, DType type, int threads) {
+  static constexpr char some = 0;
+  a.packed = &some;  // that there is one is all that a schedule asks
+  return std::make_shared<const LinearSchedule>(schedule(a, type, threads));
+}
+
+int64_t work_bytes(const LinearSchedule& s) {
+  return s.shared_rows + s.tasks.workers * (s.own + kCounterBytes);
+}
+
+void run_linear(const LinearSchedule& s, const LinearArgs& a, char* memory) {
+  if (a.m == 0 || a.n == 0) return;
+  for (int64_t row = 0; row < a.m; row += s.rows) {
+    LinearArgs part = a;
+    part.deterministic = deterministic();
+    part.m = std::min(s.rows, a.m - row);
+    part.x = static_cast<const char*>(a.x) + row * a.ldx * s.element;
+    part.y = static_cast<char*>(a.y) + row * a.ldy * s.element;
+    if (a.z) part.z = static_cast<char*>(a.z) + row * a.ldz * s.element;
+    run_pass(s, part, memory);
+  }
+}
+
+void run_linear(const LinearArgs& a, DType type) {
+  static thread_local Workspace workspace;
+  if (a.m == 0 || a.n == 0) return;
+  const LinearSchedule s = schedule(a, type, thread_count());
+  run_linear(s, a, workspace.get(work_bytes(s)));
+  workspace.trim();
+}
+
+int64_t packed_columns(const LinearArgs& a, DType type) {
+  LinearShape shape = {};
+  kernels_for(type).shape(a, shape);
+  return shape.panel_columns;
+}
+
+int64_t packed_bytes(const LinearArgs& a, DType type) { return packed_bytes(kernels_for(type), a); }
+int64_t packed_bytes(const LinearSchedule& s, const LinearArgs& a) {
+  return packed_bytes(s.kernels, a);
+}
+
+void run_pack(const LinearArgs& a, DType type, void* to) { pack(kernels_for(type), a, to); }
+void run_pack(const LinearSchedule& s, const LinearArgs& a, void* to) { pack(s.kernels, a, to); }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fusedops, m) {
   m.def("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor");

@@ -401,9 +401,10 @@ void run_rope(const RopeArgs* given, size_t tensors, DType x, DType table) {
     RopeArgs& a = args[i] = given[i];
     const int64_t tokens = a.batch * a.heads * a.seq, size = tokens * a.head_dim * size_of(x);
     if (size == 0) continue;
-    // A block of positions of one head is contiguous memory in bhsd: long blocks keep the
-    // hardware's prefetcher running, short ones the table rows in cache for the next heads and all
-    // threads busy. In bshd the next row in memory is the next head.
+    // In bhsd a unit is a block of positions of kSide heads, contiguous memory for each: long
+    // blocks keep the hardware's prefetcher running, short ones the table rows in cache for the
+    // next heads and all threads busy. In bshd, and for one position, a unit is all heads of a
+    // position.
     const bool heads_first = a.seq == 1 || a.x_head < a.x_seq;
     a.block = heads_first ? 0 : std::clamp<int64_t>(tokens / kSide / (8 * thread_count()), 32, 512);
     a.prefetch = size > (1 << 20) ? 8192 : 0;

@@ -134,6 +134,8 @@ int64_t element_size(const View& v) {
     case ScalarType::Half:
     case ScalarType::BFloat16:
       return 2;
+    case ScalarType::Byte:
+      return 1;
     default:
       return 4;
   }

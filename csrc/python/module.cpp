@@ -12,6 +12,7 @@
 #include "../approximate.h"
 #include "../check.h"
 #include "../run.h"
+#include "plan.h"
 
 namespace py = pybind11;
 
@@ -121,6 +122,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa_supported", &isa::supported, "Of those, the ones this machine runs.");
   m.def("isa_current", &isa::current);
   m.def("isa_use", &isa::use, "name"_a);
+  m.def("deterministic", &deterministic);
+  m.def("set_deterministic", &set_deterministic, "on"_a);
   m.def("threads", &threads, "Threads of torch's pool.");
   m.def("last_cache_bytes", &last_cache_bytes, "Of the last level of data cache.");
   m.def("cache_bytes", &cache_sizes,
@@ -140,6 +143,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("probe_ways", &probe_ways, "probe"_a, "How 'copy', 'read' or 'in_place' is tried.");
   m.def("probe_once", &probe_pass, "probe"_a, "way"_a, "source"_a.noconvert(),
         "target"_a.noconvert(), "One pass over arrays of one size; returns the sum that was read.");
+  m.def(
+      "packed_bytes",
+      [](int64_t n, int64_t k, const std::string& dtype) {
+        return packed_weight_bytes(n, k, dtype_named(dtype));
+      },
+      "n"_a, "k"_a, "dtype"_a, "Of what linear_pack returns on the ISA in use.");
+  bind_plans(m);
   bind_numpy<float>(m);
   bind_numpy<double>(m);
 }

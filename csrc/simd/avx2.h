@@ -61,7 +61,10 @@ FUSEDOPS_INLINE __m128i narrow(__m256 v, const bf16*) {
 
 template <class V, class T>
 FUSEDOPS_INLINE V load(const T* p) {
-  if constexpr (sizeof(T) == 2)
+  if constexpr (sizeof(T) == 1)
+    return {_mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
+  else if constexpr (sizeof(T) == 2)
     return {widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), p)};
   else if constexpr (sizeof(T) == 8)
     return {_mm256_loadu_pd(p)};
@@ -72,7 +75,7 @@ FUSEDOPS_INLINE V load(const T* p) {
 }
 template <class V, class T>
 FUSEDOPS_INLINE V load_n(const T* p, int n) {
-  if constexpr (sizeof(T) == 2) {
+  if constexpr (sizeof(T) <= 2) {
     T part[8] = {};
     for (int i = 0; i < n; i++) part[i] = p[i];
     return load<V>(part);
@@ -117,12 +120,13 @@ FUSEDOPS_INLINE Vf operator+(Vf a, Vf b) { return {_mm256_add_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf operator-(Vf a, Vf b) { return {_mm256_sub_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf operator*(Vf a, Vf b) { return {_mm256_mul_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf operator/(Vf a, Vf b) { return {_mm256_div_ps(a.v, b.v)}; }
-FUSEDOPS_INLINE Vf operator-(Vf a) { return {_mm256_xor_ps(a.v, _mm256_set1_ps(-0.f))}; }
+FUSEDOPS_INLINE Vf operator-(Vf a) { return {-a.v}; }
 FUSEDOPS_INLINE Vf fma(Vf a, Vf b, Vf c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 FUSEDOPS_INLINE Vf mul_add(Vf a, Vf b, Vf c) { return fma(a, b, c); }
 FUSEDOPS_INLINE Vf min(Vf a, Vf b) { return {_mm256_min_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf max(Vf a, Vf b) { return {_mm256_max_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf abs(Vf a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.f), a.v)}; }
+FUSEDOPS_INLINE Vf min_abs(Vf a, double limit) { return min(set1<Vf>(limit), abs(a)); }
 FUSEDOPS_INLINE Vf if_negative(Vf x, Vf a, Vf b) { return {_mm256_blendv_ps(b.v, a.v, x.v)}; }
 FUSEDOPS_INLINE Vf round(Vf a) {
   return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
@@ -137,11 +141,14 @@ FUSEDOPS_INLINE Vf scale2(Vf a, Vf n) {
   };
   return {_mm256_mul_ps(_mm256_mul_ps(_mm256_mul_ps(a.v, pow2(rest)), pow2(third)), pow2(third))};
 }
-FUSEDOPS_INLINE Vf lookup16(const float* table, Vf i) {
-  const __m256i k = _mm256_cvtps_epi32(i.v);
-  const __m256 lo = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), k);
-  const __m256 hi = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), k);
-  return {_mm256_blendv_ps(lo, hi, _mm256_castsi256_ps(_mm256_slli_epi32(k, 28)))};
+struct Entry {
+  __m256i v;
+};
+FUSEDOPS_INLINE Entry entry16(Vf u) { return {_mm256_srli_epi32(_mm256_castps_si256(u.v), 21)}; }
+FUSEDOPS_INLINE Vf lookup16(const float* table, Entry i) {
+  const __m256 lo = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), i.v);
+  const __m256 hi = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), i.v);
+  return {_mm256_blendv_ps(lo, hi, _mm256_castsi256_ps(_mm256_slli_epi32(i.v, 28)))};
 }
 FUSEDOPS_INLINE float sum(Vf a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
@@ -153,7 +160,7 @@ FUSEDOPS_INLINE Vd operator+(Vd a, Vd b) { return {_mm256_add_pd(a.v, b.v)}; }
 FUSEDOPS_INLINE Vd operator-(Vd a, Vd b) { return {_mm256_sub_pd(a.v, b.v)}; }
 FUSEDOPS_INLINE Vd operator*(Vd a, Vd b) { return {_mm256_mul_pd(a.v, b.v)}; }
 FUSEDOPS_INLINE Vd operator/(Vd a, Vd b) { return {_mm256_div_pd(a.v, b.v)}; }
-FUSEDOPS_INLINE Vd operator-(Vd a) { return {_mm256_xor_pd(a.v, _mm256_set1_pd(-0.))}; }
+FUSEDOPS_INLINE Vd operator-(Vd a) { return {-a.v}; }
 FUSEDOPS_INLINE Vd fma(Vd a, Vd b, Vd c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
 FUSEDOPS_INLINE Vd mul_add(Vd a, Vd b, Vd c) { return fma(a, b, c); }
 FUSEDOPS_INLINE Vd min(Vd a, Vd b) { return {_mm256_min_pd(a.v, b.v)}; }
@@ -200,6 +207,16 @@ FUSEDOPS_INLINE void interleave(Vd even, Vd odd, Vd& a, Vd& b) {
   b.v = _mm256_permute2f128_pd(lo, hi, 0x31);
 }
 
+FUSEDOPS_INLINE Vf sums(const Vf (&r)[8]) {
+  const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(r[0].v, r[1].v), _mm256_hadd_ps(r[2].v, r[3].v));
+  const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(r[4].v, r[5].v), _mm256_hadd_ps(r[6].v, r[7].v));
+  return {_mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31))};
+}
+FUSEDOPS_INLINE Vd sums(const Vd (&r)[4]) {
+  const __m256d a = _mm256_hadd_pd(r[0].v, r[1].v), b = _mm256_hadd_pd(r[2].v, r[3].v);
+  return {_mm256_add_pd(_mm256_permute2f128_pd(a, b, 0x20), _mm256_permute2f128_pd(a, b, 0x31))};
+}
+
 // acc[i] += the dot product of four u8 of x and four s8 of y.
 struct Vi {
   __m256i v;
@@ -209,6 +226,43 @@ constexpr const char* kByteDot = "u8 x s8 in three steps (vpmaddubsw, vpmaddwd, 
 FUSEDOPS_INLINE Vi dot_bytes(Vi acc, Vi x, Vi y) {
   const __m256i pairs = _mm256_maddubs_epi16(x.v, y.v);
   return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+}
+
+FUSEDOPS_INLINE Vi load_bytes(const void* p) {
+  return {_mm256_loadu_si256(static_cast<const __m256i*>(p))};
+}
+FUSEDOPS_INLINE Vi load_bytes_n(const void* p, int n) {
+  uint8_t part[32] = {};
+  for (int i = 0; i < n; i++) part[i] = static_cast<const uint8_t*>(p)[i];
+  return load_bytes(part);
+}
+FUSEDOPS_INLINE Vi broadcast_bytes(const uint8_t* p) {
+  int32_t four;
+  __builtin_memcpy(&four, p, sizeof(four));
+  return {_mm256_set1_epi32(four)};
+}
+FUSEDOPS_INLINE Vi operator+(Vi a, Vi b) { return {_mm256_add_epi32(a.v, b.v)}; }
+FUSEDOPS_INLINE Vi operator-(Vi a, Vi b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+// Sums of two products of bytes do not fit 16 bits: even and odd bytes apart, widened first.
+FUSEDOPS_INLINE Vi dot_quads(Vi acc, Vi x, Vi y) {
+  const __m256i x_even = _mm256_and_si256(x.v, _mm256_set1_epi16(0xff));
+  const __m256i y_even = _mm256_srai_epi16(_mm256_slli_epi16(y.v, 8), 8);
+  const __m256i x_odd = _mm256_srli_epi16(x.v, 8), y_odd = _mm256_srai_epi16(y.v, 8);
+  return {_mm256_add_epi32(_mm256_add_epi32(acc.v, _mm256_madd_epi16(x_even, y_even)),
+                           _mm256_madd_epi16(x_odd, y_odd))};
+}
+FUSEDOPS_INLINE Vi load_ints(const int32_t* p) { return load_bytes(p); }
+FUSEDOPS_INLINE void store_ints(int32_t* p, Vi a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v);
+}
+FUSEDOPS_INLINE Vf to_float(Vi a) { return {_mm256_cvtepi32_ps(a.v)}; }
+FUSEDOPS_INLINE Vf as_float(Vi a) { return {_mm256_castsi256_ps(a.v)}; }
+FUSEDOPS_INLINE Vi as_ints(Vf a) { return {_mm256_castps_si256(a.v)}; }
+FUSEDOPS_INLINE void store_bytes(uint8_t* p, Vf a) {
+  const __m256i words = _mm256_cvtps_epi32(a.v);
+  const __m128i pairs =
+      _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(pairs, pairs));
 }
 
 FUSEDOPS_INLINE void transpose(Vf (&r)[8]) {

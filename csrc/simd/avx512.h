@@ -66,7 +66,10 @@ FUSEDOPS_INLINE __m256i narrow(__m512 v, const bf16*) {
 
 template <class V, class T>
 FUSEDOPS_INLINE V load(const T* p) {
-  if constexpr (sizeof(T) == 2)
+  if constexpr (sizeof(T) == 1)
+    return {_mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+  else if constexpr (sizeof(T) == 2)
     return {widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), p)};
   else if constexpr (sizeof(T) == 8)
     return {_mm512_loadu_pd(p)};
@@ -78,7 +81,9 @@ FUSEDOPS_INLINE V load(const T* p) {
 template <class V, class T>
 FUSEDOPS_INLINE V load_n(const T* p, int n) {
   const __mmask16 m = first_n(n);
-  if constexpr (sizeof(T) == 2)
+  if constexpr (sizeof(T) == 1)
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(m, p)))};
+  else if constexpr (sizeof(T) == 2)
     return {widen(_mm256_maskz_loadu_epi16(m, p), p)};
   else if constexpr (sizeof(T) == 8)
     return {_mm512_maskz_loadu_pd(static_cast<__mmask8>(m), p)};
@@ -148,12 +153,16 @@ FUSEDOPS_INLINE Vf operator+(Vf a, Vf b) { return {_mm512_add_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf operator-(Vf a, Vf b) { return {_mm512_sub_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf operator*(Vf a, Vf b) { return {_mm512_mul_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf operator/(Vf a, Vf b) { return {_mm512_div_ps(a.v, b.v)}; }
-FUSEDOPS_INLINE Vf operator-(Vf a) { return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.f))}; }
+FUSEDOPS_INLINE Vf operator-(Vf a) { return {-a.v}; }
 FUSEDOPS_INLINE Vf fma(Vf a, Vf b, Vf c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 FUSEDOPS_INLINE Vf mul_add(Vf a, Vf b, Vf c) { return fma(a, b, c); }
 FUSEDOPS_INLINE Vf min(Vf a, Vf b) { return {_mm512_min_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf max(Vf a, Vf b) { return {_mm512_max_ps(a.v, b.v)}; }
 FUSEDOPS_INLINE Vf abs(Vf a) { return {_mm512_abs_ps(a.v)}; }
+FUSEDOPS_INLINE Vf min_abs(Vf a, double limit) {
+  constexpr int smaller_size = 2, sign_clear = 2 << 2;
+  return {_mm512_range_ps(a.v, set1<Vf>(limit).v, smaller_size | sign_clear)};
+}
 FUSEDOPS_INLINE Vf if_negative(Vf x, Vf a, Vf b) {
   return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x.v)), b.v, a.v)};
 }
@@ -161,8 +170,12 @@ FUSEDOPS_INLINE Vf round(Vf a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
 FUSEDOPS_INLINE Vf scale2(Vf a, Vf n) { return {_mm512_scalef_ps(a.v, n.v)}; }
-FUSEDOPS_INLINE Vf lookup16(const float* table, Vf i) {
-  return {_mm512_permutexvar_ps(_mm512_cvtps_epi32(i.v), _mm512_loadu_ps(table))};
+struct Entry {
+  __m512i v;
+};
+FUSEDOPS_INLINE Entry entry16(Vf u) { return {_mm512_srli_epi32(_mm512_castps_si512(u.v), 21)}; }
+FUSEDOPS_INLINE Vf lookup16(const float* table, Entry i) {
+  return {_mm512_permutexvar_ps(i.v, _mm512_loadu_ps(table))};
 }
 FUSEDOPS_INLINE float sum(Vf a) { return _mm512_reduce_add_ps(a.v); }
 
@@ -170,7 +183,7 @@ FUSEDOPS_INLINE Vd operator+(Vd a, Vd b) { return {_mm512_add_pd(a.v, b.v)}; }
 FUSEDOPS_INLINE Vd operator-(Vd a, Vd b) { return {_mm512_sub_pd(a.v, b.v)}; }
 FUSEDOPS_INLINE Vd operator*(Vd a, Vd b) { return {_mm512_mul_pd(a.v, b.v)}; }
 FUSEDOPS_INLINE Vd operator/(Vd a, Vd b) { return {_mm512_div_pd(a.v, b.v)}; }
-FUSEDOPS_INLINE Vd operator-(Vd a) { return {_mm512_xor_pd(a.v, _mm512_set1_pd(-0.))}; }
+FUSEDOPS_INLINE Vd operator-(Vd a) { return {-a.v}; }
 FUSEDOPS_INLINE Vd fma(Vd a, Vd b, Vd c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
 FUSEDOPS_INLINE Vd mul_add(Vd a, Vd b, Vd c) { return fma(a, b, c); }
 FUSEDOPS_INLINE Vd min(Vd a, Vd b) { return {_mm512_min_pd(a.v, b.v)}; }
@@ -265,6 +278,38 @@ FUSEDOPS_INLINE void transpose(Vd (&r)[8]) {
   }
 }
 
+FUSEDOPS_INLINE Vf sums(const Vf (&r)[16]) {
+  const auto lo = [](__m512 a, __m512 b) {
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+  };
+  const auto hi = [](__m512 a, __m512 b) {
+    return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+  };
+  const auto fold = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  __m512 q[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    const __m512 a = r[4 * i].v, b = r[4 * i + 1].v, c = r[4 * i + 2].v, d = r[4 * i + 3].v;
+    const __m512 s = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 t = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    q[i] = _mm512_add_ps(lo(s, t), hi(s, t));
+  }
+  return {fold(fold(q[0], q[1]), fold(q[2], q[3]))};
+}
+FUSEDOPS_INLINE Vd sums(const Vd (&r)[8]) {
+  const auto fold = [](__m512d a, __m512d b) {
+    return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x88), _mm512_shuffle_f64x2(a, b, 0xdd));
+  };
+  __m512d q[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++)
+    q[i] = _mm512_add_pd(_mm512_unpacklo_pd(r[2 * i].v, r[2 * i + 1].v),
+                         _mm512_unpackhi_pd(r[2 * i].v, r[2 * i + 1].v));
+  return {fold(fold(q[0], q[1]), fold(q[2], q[3]))};
+}
+
 // acc[i] += the dot product of four u8 of x and four s8 of y.
 struct Vi {
   __m512i v;
@@ -281,6 +326,42 @@ FUSEDOPS_INLINE Vi dot_bytes(Vi acc, Vi x, Vi y) {
 }
 #endif
 
+FUSEDOPS_INLINE Vi load_bytes(const void* p) { return {_mm512_loadu_si512(p)}; }
+FUSEDOPS_INLINE Vi load_bytes_n(const void* p, int n) {
+  const __mmask64 m = n == 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1;
+  return {_mm512_maskz_loadu_epi8(m, p)};
+}
+FUSEDOPS_INLINE Vi broadcast_bytes(const uint8_t* p) {
+  struct Four {
+    uint8_t bytes[4];
+  };
+  Vi r;
+  __asm__("vpbroadcastd %1, %0" : "=v"(r.v) : "m"(*reinterpret_cast<const Four*>(p)));
+  return r;
+}
+FUSEDOPS_INLINE Vi operator+(Vi a, Vi b) { return {_mm512_add_epi32(a.v, b.v)}; }
+FUSEDOPS_INLINE Vi operator-(Vi a, Vi b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+#ifdef __AVX512VNNI__
+FUSEDOPS_INLINE Vi dot_quads(Vi acc, Vi x, Vi y) { return dot_bytes(acc, x, y); }
+#else
+// Sums of two products of bytes do not fit 16 bits: even and odd bytes apart, widened first.
+FUSEDOPS_INLINE Vi dot_quads(Vi acc, Vi x, Vi y) {
+  const __m512i x_even = _mm512_and_si512(x.v, _mm512_set1_epi16(0xff));
+  const __m512i y_even = _mm512_srai_epi16(_mm512_slli_epi16(y.v, 8), 8);
+  const __m512i x_odd = _mm512_srli_epi16(x.v, 8), y_odd = _mm512_srai_epi16(y.v, 8);
+  return {_mm512_add_epi32(_mm512_add_epi32(acc.v, _mm512_madd_epi16(x_even, y_even)),
+                           _mm512_madd_epi16(x_odd, y_odd))};
+}
+#endif
+FUSEDOPS_INLINE Vi load_ints(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+FUSEDOPS_INLINE void store_ints(int32_t* p, Vi a) { _mm512_storeu_si512(p, a.v); }
+FUSEDOPS_INLINE Vf to_float(Vi a) { return {_mm512_cvtepi32_ps(a.v)}; }
+FUSEDOPS_INLINE Vf as_float(Vi a) { return {_mm512_castsi512_ps(a.v)}; }
+FUSEDOPS_INLINE Vi as_ints(Vf a) { return {_mm512_castps_si512(a.v)}; }
+FUSEDOPS_INLINE void store_bytes(uint8_t* p, Vf a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
+
 #ifdef __AVX512BF16__
 #define FUSEDOPS_BF16_DOT 1
 constexpr bool kBf16Dot = true;
@@ -289,16 +370,10 @@ FUSEDOPS_INLINE Vf load_pairs_n(const bf16* p, int n) {
   const __mmask32 m = static_cast<__mmask32>((uint64_t{1} << n) - 1);
   return {_mm512_castsi512_ps(_mm512_maskz_loadu_epi16(m, p))};
 }
-FUSEDOPS_INLINE Vf broadcast_pair(const bf16* p) {
-  struct Pair {
-    bf16 low, high;
-  };
-  Vf r;
-  __asm__("vbroadcastss %1, %0" : "=v"(r.v) : "m"(*reinterpret_cast<const Pair*>(p)));
-  return r;
-}
-FUSEDOPS_INLINE Vf broadcast_half(const bf16* p) {
-  return {_mm512_castsi512_ps(_mm512_set1_epi32(p->bits))};
+// The pairs (a[i], b[i]) of widened bf16.
+FUSEDOPS_INLINE Vf pair_up(Vf a, Vf b) {
+  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(a.v), 16);
+  return {_mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(b.v)))};
 }
 // acc[i] += a[2i] * b[2i] + a[2i+1] * b[2i+1]
 FUSEDOPS_INLINE Vf dot_pairs(Vf acc, Vf a, Vf b) {

@@ -1,18 +1,20 @@
-// GELU and its derivative on vectors: gelu (erf), gelu_tanh, gelu_quick, and each with _grad.
+// Activations on vectors: gelu (erf), gelu_tanh, gelu_quick, silu, each with _grad, and of each
+// value a _narrow one for results that are rounded to 16 bits.
 //
 // With t = |x|, a value is max(x, 0) - t * tail(t), tail falling from 1/2 to 0, and a derivative is
 // slope(t) for x < 0, 1 - slope(t) otherwise. Exponents are kept to more bits than a lane has:
 // results hold their relative accuracy down to the subnormals. -0 appears only for x = -0 and where
 // the value underflows. NaN gives NaN, +-inf the limits (inf, -0; derivatives 1, 0).
 //
-// Largest errors: f32 over every x in [-15, -1/16] and by samples elsewhere, f64 by samples;
-// without FMA / with it. Values: ulp of the exact value. Derivatives cross zero near x = -0.75, so
-// theirs are relative to the size of the two terms, sigma(x) + |x| sigma'(x) for x * sigma(x), in
-// units of 2^-24 or 2^-53.
+// f32 and narrow values: log2 of the tail is its leading exponent plus a bend, which a table of 16
+// polynomials gives; one power of two of their sum, and t, are all that rounds beside the last
+// difference. docs/accuracy.md has the largest error of each, and over which floats. The others, by
+// samples, without FMA / with it; derivatives cross zero near x = -0.75, so theirs are relative to
+// the size of the two terms, sigma(x) + |x| sigma'(x) for x * sigma(x), in units of 2^-24 or 2^-53:
 //                        f32         f64
-//   gelu              3.3 / 2.8   4.0 / 4.0
-//   gelu_tanh         3.1 / 2.8   3.0 / 2.8
-//   gelu_quick        3.1 / 2.8   2.8 / 2.8
+//   gelu                            4.0 / 4.0 ulp
+//   gelu_tanh                       3.0 / 2.8 ulp
+//   gelu_quick, silu                2.8 / 2.8 ulp
 //   gelu_grad         3.7 / 3.4   4.2 / 4.2
 //   gelu_tanh_grad    7.8 / 7.6   6.8 / 6.8
 //   gelu_quick_grad   5.4 / 5.4   5.6 / 5.6
@@ -70,29 +72,43 @@ FUSEDOPS_INLINE V gauss_density(V t) {
   const V rounding = set1<V>(density * ln2 * exponents(t).half_square[1]);
   return mul_add(t * t, rounding, set1<V>(density));
 }
-// exp(-2u), u = sqrt(2/pi) (t + 0.044715 t^3)
+// high + low = log2 of exp(-2u) / t, u = sqrt(2/pi) (t + 0.044715 t^3)
 template <class V>
-FUSEDOPS_INLINE Power<V> tanh_power(V t) {
+struct Sum {
+  V high, low;
+};
+template <class V>
+FUSEDOPS_INLINE Sum<V> tanh_exponent(V t) {
   const auto& c = exponents(t);
   const V linear = set1<V>(c.tanh_linear[0]), cubic = set1<V>(c.tanh_cubic[0]);
   const V s = t * t, s_low = fma(t, t, -s), high = fma(cubic, s, linear);
-  V low = fma(cubic, s, -(high - linear)) + set1<V>(c.tanh_linear[1]);
-  low = mul_add(cubic, s_low, mul_add(set1<V>(c.tanh_cubic[1]), s, low));
-  return power(t, high, t * low);
+  const V low = fma(cubic, s, linear - high) + set1<V>(c.tanh_linear[1]);
+  return {high, mul_add(cubic, s_low, mul_add(set1<V>(c.tanh_cubic[1]), s, low))};
 }
-// exp(-1.702 t)
+template <class V>
+FUSEDOPS_INLINE Power<V> tanh_power(V t) {  // exp(-2u)
+  const Sum<V> e = tanh_exponent(t);
+  return power(t, e.high, t * e.low);
+}
+// exp(-1.702 t), exp(-t)
 template <class V>
 FUSEDOPS_INLINE Power<V> quick_power(V t) {
   const auto& c = exponents(t).quick;
   return power(t, set1<V>(c[0]), t * set1<V>(c[1]));
 }
+template <class V>
+FUSEDOPS_INLINE Power<V> silu_power(V t) {
+  const auto& c = exponents(t).silu;
+  return power(t, set1<V>(c[0]), t * set1<V>(c[1]));
+}
 
 // Phi(-t) / gauss(t)
 FUSEDOPS_INLINE Vf tail_ratio(Vf t) {
-  const Vf d = t - lookup16(kTail[0], t);
-  Vf r = lookup16(kTail[8], t);
+  const Entry e = entry16(t + set1<Vf>(1));
+  const Vf d = t - lookup16(kTailRatio[0], e);
+  Vf r = lookup16(kTailRatio[7], e);
 #pragma GCC unroll 8
-  for (int i = 7; i >= 1; i--) r = mul_add(r, d, lookup16(kTail[i], t));
+  for (int i = 6; i >= 1; i--) r = mul_add(r, d, lookup16(kTailRatio[i], e));
   return r;
 }
 // Phi(-t) through libm: erfc(z + e) = erfc(z) - e * 2/sqrt(pi) exp(-z^2), e what rounding z lost.
@@ -110,11 +126,80 @@ constexpr double kFar = 25;
 constexpr double kMills[9] = {1, -1, 3, -15, 105, -945, 10395, -135135, 2027025};
 FUSEDOPS_INLINE Vd mills(Vd t) { return polynomial(kMills, set1<Vd>(1) / (t * t)); }
 
-FUSEDOPS_INLINE Vf gelu(Vf x) {
-  const Vf t = magnitude(x, 15, 0);
-  const Power<Vf> p = gauss(t);
-  return fma(-scale2(times_fraction(t, p), p.n), tail_ratio(t), max(set1<Vf>(-0.), x));
+// t * 2^(a b + a_low b_low + bend): the bend of t is looked up by u. The table's second row is what
+// is added to the exponent without rounding, being short.
+template <int N>
+FUSEDOPS_INLINE Vf bent_tail(Vf t, Vf u, Vf a, Vf b, Vf a_low, Vf b_low,
+                             const float (&table)[N][16]) {
+  const Entry e = entry16(u);
+  const Vf d = t - lookup16(table[0], e), start = lookup16(table[1], e);
+  Vf bend = lookup16(table[N - 1], e);
+#pragma GCC unroll 5
+  for (int i = N - 2; i >= 2; i--) bend = mul_add(bend, d, lookup16(table[i], e));
+  const Vf n = round(mul_add(a, b, start));
+  const Vf f = mul_add(bend, d, mul_add(a_low, b_low, fma(a, b, start - n)));
+  return scale2(mul_add(t * f, exp2_slope(f), t), n);
 }
+// The place in a table of t; past its end the last entry holds.
+FUSEDOPS_INLINE Vf place(Vf t, double scale) {
+  return min(set1<Vf>(15.5), mul_add(t, set1<Vf>(scale), set1<Vf>(1)));
+}
+FUSEDOPS_INLINE Vf positive(Vf x) { return max(set1<Vf>(-0.), x); }  // NaN stays
+
+FUSEDOPS_INLINE Vf gelu(Vf x) {
+  const Vf t = min_abs(x, 14.9), c = set1<Vf>(kExponentsF32.half_square[0]);
+  const Vf s = t * t, s_low = fma(t, t, -s);
+  return positive(x) - bent_tail(t, t + set1<Vf>(1), s, c, s_low, c, kGeluBend);
+}
+FUSEDOPS_INLINE Vf gelu_tanh(Vf x) {
+  const Vf t = min_abs(x, 11);
+  const Sum<Vf> e = tanh_exponent(t);
+  return positive(x) - bent_tail(t, place(t, 2.4375), t, e.high, t, e.low, kTanhBend);
+}
+FUSEDOPS_INLINE Vf gelu_quick(Vf x) {
+  const auto& c = kExponentsF32.quick;
+  const Vf t = min_abs(x, 65), high = set1<Vf>(c[0]), low = set1<Vf>(c[1]);
+  return positive(x) - bent_tail(t, place(t, 1.125), t, high, t, low, kQuickBend);
+}
+FUSEDOPS_INLINE Vf silu(Vf x) {
+  const auto& c = kExponentsF32.silu;
+  const Vf t = min_abs(x, 110), high = set1<Vf>(c[0]), low = set1<Vf>(c[1]);
+  return positive(x) - bent_tail(t, place(t, 0.65625), t, high, t, low, kSiluBend);
+}
+
+// For results that are rounded to f16 or bf16: within a small part of half an ulp of those. log2 of
+// the tail is one cubic; up to t = 7, where f16 results are 0, there are tables of half the width.
+FUSEDOPS_INLINE Vf narrow_value(Vf x, Vf t, Vf u, const float (&table)[4][16]) {
+  const Entry e = entry16(u);
+  Vf log = lookup16(table[3], e);
+#pragma GCC unroll 3
+  for (int i = 2; i >= 0; i--) log = mul_add(log, t, lookup16(table[i], e));
+  const Vf n = round(log);
+  return mul_add(-t, scale2(polynomial(kExp2Narrow, log - n), n), positive(x));
+}
+template <class T>
+constexpr bool kHalf = false;
+template <>
+constexpr bool kHalf<f16> = true;
+template <class T>
+FUSEDOPS_INLINE Vf gelu_narrow(Vf x) {
+  const Vf t = min_abs(x, kHalf<T> ? 7 : 14.9);
+  return narrow_value(x, t, t + set1<Vf>(kHalf<T> ? 0.5 : 1), kHalf<T> ? kGeluLogHalf : kGeluLog);
+}
+template <class T>
+FUSEDOPS_INLINE Vf gelu_tanh_narrow(Vf x) {
+  const Vf t = min_abs(x, kHalf<T> ? 7 : 11);
+  return narrow_value(x, t, t + set1<Vf>(kHalf<T> ? 0.5 : 1), kHalf<T> ? kTanhLogHalf : kTanhLog);
+}
+FUSEDOPS_INLINE Vf gelu_quick_narrow(Vf x) {
+  const Vf t = min_abs(x, 65);
+  return narrow_value(x, t, min(set1<Vf>(15.5), t + set1<Vf>(1)), kQuickLog);
+}
+FUSEDOPS_INLINE Vf silu_narrow(Vf x) {
+  const Vf t = min_abs(x, 110);
+  return narrow_value(x, t, min(set1<Vf>(31), t + set1<Vf>(2)), kSiluLog);
+}
+
 FUSEDOPS_INLINE Vd gelu(Vd x) {
   const Vd t = magnitude(x, 0, 40);
   const Power<Vd> p = gauss(t);
@@ -122,7 +207,7 @@ FUSEDOPS_INLINE Vd gelu(Vd x) {
   return max(set1<Vd>(-0.), x) - if_negative(set1<Vd>(kFar) - t, far, t * libm_tail(t, p));
 }
 FUSEDOPS_INLINE Vf gelu_grad(Vf x) {
-  const Vf t = magnitude(x, 15, 0);
+  const Vf t = magnitude(x, 14.9, 0);
   const Power<Vf> p = gauss(t);
   const Vf ratio = fma(-t, gauss_density(t), tail_ratio(t));
   const Vf slope = scale2(times_fraction(ratio, p), p.n);
@@ -139,24 +224,30 @@ FUSEDOPS_INLINE Vd gelu_grad(Vd x) {
 }
 
 // x * sigmoid(v(x)) with p = exp(-v(t)), v odd.
-template <class V>
-FUSEDOPS_INLINE V logistic(V x, V t, const Power<V>& p) {
-  const V one = set1<V>(1), w = scale2(times_fraction(one, p), p.n);
-  return max(set1<V>(-0.), x) - scale2(times_fraction(t, p), p.n) / (one + w);
+FUSEDOPS_INLINE Vd logistic(Vd x, Vd t, const Power<Vd>& p) {
+  const Vd one = set1<Vd>(1), w = scale2(times_fraction(one, p), p.n);
+  return max(set1<Vd>(-0.), x) - scale2(times_fraction(t, p), p.n) / (one + w);
 }
-// Its derivative; tv = t * v'(t).
+FUSEDOPS_INLINE Vd gelu_tanh(Vd x) {
+  const Vd t = magnitude(x, 0, 22);
+  return logistic(x, t, tanh_power(t));
+}
+FUSEDOPS_INLINE Vd gelu_quick(Vd x) {
+  const Vd t = magnitude(x, 0, 450);
+  return logistic(x, t, quick_power(t));
+}
+FUSEDOPS_INLINE Vd silu(Vd x) {
+  const Vd t = magnitude(x, 0, 760);
+  return logistic(x, t, silu_power(t));
+}
+
+// The derivative of x * sigmoid(v(x)); tv = t * v'(t).
 template <class V>
 FUSEDOPS_INLINE V logistic_grad(V x, V tv, const Power<V>& p) {
   const V one = set1<V>(1), fraction = times_fraction(one, p);
   const V r = one / (one + scale2(fraction, p.n));  // sigmoid(v(t))
   const V slope = scale2(fraction * r * fma(-tv, r, one), p.n);
   return if_negative(x, slope, one - slope);
-}
-
-template <class V>
-FUSEDOPS_INLINE V gelu_tanh(V x) {
-  const V t = magnitude(x, 11, 22);
-  return logistic(x, t, tanh_power(t));
 }
 template <class V>
 FUSEDOPS_INLINE V gelu_tanh_grad(V x) {
@@ -165,14 +256,14 @@ FUSEDOPS_INLINE V gelu_tanh_grad(V x) {
   return logistic_grad(x, t * set1<V>(1.5957691216057308) * inner, tanh_power(t));
 }
 template <class V>
-FUSEDOPS_INLINE V gelu_quick(V x) {
-  const V t = magnitude(x, 65, 450);
-  return logistic(x, t, quick_power(t));
-}
-template <class V>
 FUSEDOPS_INLINE V gelu_quick_grad(V x) {
   const V t = magnitude(x, 65, 450);
   return logistic_grad(x, t * set1<V>(1.702), quick_power(t));
+}
+template <class V>
+FUSEDOPS_INLINE V silu_grad(V x) {
+  const V t = magnitude(x, 110, 760);
+  return logistic_grad(x, t, silu_power(t));
 }
 
 }  // namespace fusedops::FUSEDOPS_ISA

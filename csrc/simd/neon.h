@@ -239,6 +239,44 @@ FUSEDOPS_INLINE Vd scale2(Vd a, Vd n) {
 FUSEDOPS_INLINE double sum(Vd a) { return vaddvq_f64(a.v); }
 FUSEDOPS_INLINE Vd sums(const Vd (&r)[2]) { return {vpaddq_f64(r[0].v, r[1].v)}; }
 
+// A multiply-add takes one lane of a register for all: a register holds N factors.
+#define FUSEDOPS_LANE_FACTORS 1
+template <class V, int n>
+struct Factors {
+  V v[(n + V::N - 1) / V::N];
+};
+template <class V>
+struct Factor {
+  V v;
+  int lane;
+};
+template <class V, int n, class T>
+FUSEDOPS_INLINE Factors<V, n> factors(const T* p) {
+  Factors<V, n> f;
+  for (int i = 0; i < n; i += V::N) f.v[i / V::N] = load_n<V>(p + i, n - i < V::N ? n - i : V::N);
+  return f;
+}
+template <class V, int n>
+FUSEDOPS_INLINE Factor<V> factor(const Factors<V, n>& f, int i) {
+  return {f.v[i / V::N], i % V::N};
+}
+FUSEDOPS_INLINE Vf mul_add(Factor<Vf> a, Vf b, Vf c) {
+  switch (a.lane) {
+    case 0:
+      return {vfmaq_laneq_f32(c.v, b.v, a.v.v, 0)};
+    case 1:
+      return {vfmaq_laneq_f32(c.v, b.v, a.v.v, 1)};
+    case 2:
+      return {vfmaq_laneq_f32(c.v, b.v, a.v.v, 2)};
+    default:
+      return {vfmaq_laneq_f32(c.v, b.v, a.v.v, 3)};
+  }
+}
+FUSEDOPS_INLINE Vd mul_add(Factor<Vd> a, Vd b, Vd c) {
+  if (a.lane == 0) return {vfmaq_laneq_f64(c.v, b.v, a.v.v, 0)};
+  return {vfmaq_laneq_f64(c.v, b.v, a.v.v, 1)};
+}
+
 FUSEDOPS_INLINE void deinterleave(Vf a, Vf b, Vf& even, Vf& odd) {
   even.v = vuzp1q_f32(a.v, b.v);
   odd.v = vuzp2q_f32(a.v, b.v);
@@ -355,14 +393,6 @@ FUSEDOPS_INLINE Vf load_pairs_n(const bf16* p, int n) {
   for (int i = 0; i < n; i++) part[i] = p[i];
   return load_pairs(part);
 }
-FUSEDOPS_INLINE Vf broadcast_pair(const bf16* p) {
-  uint32_t pair;
-  __builtin_memcpy(&pair, p, sizeof(pair));
-  return {vreinterpretq_f32_u32(vdupq_n_u32(pair))};
-}
-FUSEDOPS_INLINE Vf broadcast_half(const bf16* p) {
-  return {vreinterpretq_f32_u32(vdupq_n_u32(p->bits))};
-}
 // The pairs (a[i], b[i]) of widened bf16.
 FUSEDOPS_INLINE Vf pair_up(Vf a, Vf b) {
   const uint32x4_t low = vreinterpretq_u32_f32(a.v), high = vreinterpretq_u32_f32(b.v);
@@ -371,6 +401,19 @@ FUSEDOPS_INLINE Vf pair_up(Vf a, Vf b) {
 // acc[i] += a[2i] * b[2i] + a[2i+1] * b[2i+1], both sums rounded to odd
 FUSEDOPS_INLINE Vf dot_pairs(Vf acc, Vf a, Vf b) {
   return {vbfdotq_f32(acc.v, vreinterpretq_bf16_f32(a.v), vreinterpretq_bf16_f32(b.v))};
+}
+FUSEDOPS_INLINE Vf dot_pairs(Vf acc, Factor<Vf> a, Vf b) {
+  const bfloat16x8_t x = vreinterpretq_bf16_f32(a.v.v), w = vreinterpretq_bf16_f32(b.v);
+  switch (a.lane) {
+    case 0:
+      return {vbfdotq_laneq_f32(acc.v, w, x, 0)};
+    case 1:
+      return {vbfdotq_laneq_f32(acc.v, w, x, 1)};
+    case 2:
+      return {vbfdotq_laneq_f32(acc.v, w, x, 2)};
+    default:
+      return {vbfdotq_laneq_f32(acc.v, w, x, 3)};
+  }
 }
 #else
 constexpr bool kBf16Dot = false;
@@ -386,27 +429,32 @@ FUSEDOPS_INLINE Vf load_pairs_n(const f16* p, int n) {
   for (int i = 0; i < n; i++) part[i] = p[i];
   return load_pairs(part);
 }
-// dot_broadcast names the elements of its pair: the other lanes are free.
-FUSEDOPS_INLINE Vf broadcast_pair(const f16* p) {
-  uint32_t pair;
-  __builtin_memcpy(&pair, p, sizeof(pair));
-  return {vreinterpretq_f32_u32(vsetq_lane_u32(pair, vdupq_n_u32(0), 0))};
-}
-FUSEDOPS_INLINE Vf broadcast_half(const f16* p) {
-  return {vreinterpretq_f32_u32(vsetq_lane_u32(p->bits, vdupq_n_u32(0), 0))};
+// The pairs (a[i], b[i]) of widened f16.
+FUSEDOPS_INLINE Vf pair_up_f16(Vf a, Vf b) {
+  const uint16x4_t low = narrow(a.v, static_cast<const f16*>(nullptr)),
+                   high = narrow(b.v, static_cast<const f16*>(nullptr));
+  return {vreinterpretq_f32_u16(vcombine_u16(vzip1_u16(low, high), vzip2_u16(low, high)))};
 }
 // First elements of the pairs, then second ones: what fmlal and fmlal2 take.
-FUSEDOPS_INLINE Vf pack_pairs(Vf a, const f16*) {
+FUSEDOPS_INLINE Vf pack_pairs(Vf a) {
   const uint32x4_t u = vreinterpretq_u32_f32(a.v);
   return {vreinterpretq_f32_u16(vcombine_u16(vmovn_u32(u), vshrn_n_u32(u, 16)))};
 }
-FUSEDOPS_INLINE Vf dot_pairs(Vf acc, Vf a, Vf b, const f16*) {
+FUSEDOPS_INLINE Vf dot_f16_pairs(Vf acc, Vf a, Vf b) {
   return {vfmlalq_high_f16(vfmlalq_low_f16(acc.v, halves(a), halves(b)), halves(a), halves(b))};
 }
-FUSEDOPS_INLINE Vf dot_broadcast(Vf acc, Vf a, Vf b, const f16*) {
-  const float16x4_t pair = vget_low_f16(halves(a));
-  const float32x4_t first = vfmlalq_lane_low_f16(acc.v, halves(b), pair, 0);
-  return {vfmlalq_lane_high_f16(first, halves(b), pair, 1)};
+FUSEDOPS_INLINE Vf dot_f16_pairs(Vf acc, Factor<Vf> a, Vf b) {
+  const float16x8_t x = halves(a.v), w = halves(b);
+  switch (a.lane) {
+    case 0:
+      return {vfmlalq_laneq_high_f16(vfmlalq_laneq_low_f16(acc.v, w, x, 0), w, x, 1)};
+    case 1:
+      return {vfmlalq_laneq_high_f16(vfmlalq_laneq_low_f16(acc.v, w, x, 2), w, x, 3)};
+    case 2:
+      return {vfmlalq_laneq_high_f16(vfmlalq_laneq_low_f16(acc.v, w, x, 4), w, x, 5)};
+    default:
+      return {vfmlalq_laneq_high_f16(vfmlalq_laneq_low_f16(acc.v, w, x, 6), w, x, 7)};
+  }
 }
 #endif
 

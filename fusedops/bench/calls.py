@@ -17,6 +17,8 @@ from fusedops.bench.peers import PEERS
 from fusedops.bench.peers.peer import warm_outputs
 from fusedops.bench.record import Case, Regime
 from fusedops.bench.timing import Candidate
+from fusedops.ladder.cpp import prepare_gelu_linear, prepare_rope
+from fusedops.nn import GELULinear
 from fusedops.testing import SPECS, Call, Linear, OpSpec, Sample
 
 __all__ = ["SUBJECT", "Calls", "cases"]
@@ -46,9 +48,22 @@ def cases(threads: int, isa: str) -> Iterator[Calls]:
         Entry("numpy", _rope_numpy, note="fusedops._C.rope", read=_tensor),
         Entry("numpy", _gelu_linear_numpy, note="fusedops._C.gelu_linear", read=_tensor),
     )
+    plan_rope, plan_gelu = "fusedops.plan.rope", "fusedops.plan.gelu_linear"
+    plans = (
+        (Entry("plan", _rope_plan, note=plan_rope), Entry("plan_out", _rope_plan_out)),
+        (
+            Entry("plan", _gelu_linear_plan, note=plan_gelu),
+            Entry("plan_out", _gelu_linear_plan_out),
+        ),
+    )
+    kept = (
+        Entry("packed", _packed, note="fusedops.pack_linear"),
+        Entry("module", _module, note="fusedops.nn.GELULinear"),
+        Entry("frozen", _frozen, note="the same, fusedops.freeze"),
+    )
     for op, sample, special in (
-        ("rope", rope, (direct[0], in_place, arrays[0])),
-        ("gelu_linear", TINY, (direct[1], arrays[1])),
+        ("rope", rope, (direct[0], in_place, arrays[0], *plans[0])),
+        ("gelu_linear", TINY, (direct[1], arrays[1], *plans[1], *kept)),
     ):
         entries = (
             Entry(SUBJECT, _public, note=f"fusedops.{op}"),
@@ -104,6 +119,44 @@ def _gelu_linear_op(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], An
     return functools.partial(
         torch.ops.fusedops.gelu_linear.default, *call.args, call.kwargs["approximate"]
     )
+
+
+def _rope_plan(spec: OpSpec, call: Call, regime: Regime) -> Callable[..., Any]:
+    return prepare_rope(*call.args, **call.kwargs)  # type: ignore[arg-type]
+
+
+def _gelu_linear_plan(spec: OpSpec, call: Call, regime: Regime) -> Callable[..., Any]:
+    return prepare_gelu_linear(*call.args, **call.kwargs)  # type: ignore[arg-type]
+
+
+def _rope_plan_out(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
+    (out,) = warm_outputs(spec, call)
+    return functools.partial(_rope_plan(spec, call, regime), out)
+
+
+def _gelu_linear_plan_out(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
+    (out,) = warm_outputs(spec, call)
+    return functools.partial(_gelu_linear_plan(spec, call, regime), out)
+
+
+def _packed(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
+    x, *layer = call.tensors
+    return functools.partial(spec.public(), x, fusedops.pack_linear(*layer), **call.kwargs)
+
+
+def _module(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
+    x, weight, bias = call.tensors
+    module = GELULinear(weight.shape[1], weight.shape[0], **call.kwargs)
+    module.weight, module.bias = (
+        torch.nn.Parameter(t, requires_grad=False) for t in (weight, bias)
+    )
+    return functools.partial(module, x)
+
+
+def _frozen(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
+    run = _module(spec, call, regime)
+    fusedops.freeze(run.func)  # type: ignore[attr-defined]
+    return run
 
 
 def _rope_numpy(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:

@@ -24,7 +24,14 @@ OUR_RUNGS, BASELINE_RUNGS = ("cpp_fused", "metal_fused"), ("eager", "compile")
 DTYPE_COLOURS = {"f32": "#0072b2", "bf16": "#d55e00", "f16": "#009e73", "f64": "#cc79a7"}
 LEVELS = ("DRAM", "L3", "L2")  # of memory that have a roof
 UNITS = ("f32", "bf16", "int8")  # of arithmetic
-OP_MARKERS = {"rope": "o", "rope_qk": "s", "gelu": "v", "linear": "^", "gelu_linear": "D"}
+OP_MARKERS = {
+    "rope": "o",
+    "rope_qk": "s",
+    "gelu": "v",
+    "linear": "^",
+    "gelu_linear": "D",
+    "gelu_linear_quantized": "P",
+}
 SLICE = "runs 1/"  # in the note of a row that ran a part of the case
 MARK = "fusedops record "  # and the digest, in the file's metadata
 

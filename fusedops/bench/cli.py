@@ -31,12 +31,19 @@ OTHERS = ("ladder", "calls", "limits")
 DEFAULT_PEERS = ("eager", "compile")
 FORMS_PEERS = ("eager",)  # and of some of them torch.compile: see sweep.forms
 FORM_SECONDS = 0.05  # of timing for each of hundreds
+# The rounding of quantized activations has no gradient.
+_FOR_INFERENCE = ("gelu_linear_quantized",)
+
 # A large shape, a decode step and one between them; of the matmuls none that takes a second.
 QUICK: dict[str, tuple[str, ...]] = {
     "rope": ("article/rope", "small/decode", "llama-3-8b/prefill-512"),
     "rope_qk": ("llama-3-8b/prefill-512", "llama-3-8b/decode"),
     "gelu_linear": ("bert-base/128", "bert-large/512", "small/1-rows-1024"),
     "linear": ("bert-base/128", "small/16-rows-1024"),
+    "gelu_linear_quantized": (
+        *(f"small/1-rows-1024-{stored}" for stored in ("bf16", "int8", "w8a8")),
+        "bert-large/512-w8a8",
+    ),
     "gelu": ("bert-base/128",),
 }
 
@@ -175,6 +182,8 @@ def _execute(options: argparse.Namespace, plan: Plan, session: Session) -> int:
 
 def _op_jobs(options: argparse.Namespace, plan: Plan) -> Iterator[Job]:
     for op, dtype, regime, threads, isa in plan.every():
+        if regime.work == "train" and op in _FOR_INFERENCE:
+            continue
         for sample in _samples(op, options):
             case = Case(op, sample.name, dtype, regime, threads, isa)
             run = partial(_measured, plan, case, None, plan.entries, plan.subject.name, False)

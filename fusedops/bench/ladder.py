@@ -94,4 +94,6 @@ def run(
 def _build(rung: ladder.Rung, spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
     if regime != Regime():
         raise Unsupported("a rung returns a new tensor")
+    if rung.prepare is not None:
+        return rung.prepare(*call.args, **call.kwargs)
     return functools.partial(rung, *call.args, **call.kwargs)

@@ -41,7 +41,7 @@ __all__ = [
 NOISE, QUICK_NOISE = 0.05, 0.10  # what two runs may differ by at the least
 TOO_FAST = 10.0  # times faster than the best other candidate: refused until explained
 FAILED = "it failed"  # begins the reason of a candidate that raised
-MATMULS = ("linear", "gelu_linear")
+MATMULS = ("linear", "gelu_linear", "gelu_linear_quantized")
 SOME_ROWS = 64  # checked of a large matmul, the first and the last among them
 LARGE = 4e9  # flops of a matmul of which some rows are checked: float64 would take longer than all
 COPIES = 32  # of an input that is overwritten, for calls that are too short to be timed alone
@@ -88,6 +88,13 @@ EXPLAINED: tuple[Explanation, ...] = (
         up_to=50.0,
         op="*linear",
         dtype="f16",
+        best="[ec]*",
+    ),
+    Explanation(
+        "10x",
+        "PyTorch makes the narrow weight wide again at each call",
+        up_to=1000.0,
+        op="gelu_linear_quantized",
         best="[ec]*",
     ),
 )
@@ -188,7 +195,7 @@ class _Inputs:
         self.cotangents: tuple[Tensor, ...] = ()
         if case.regime.work == "train":
             learned = self.call.tensors if spec.name in MATMULS else self.moving
-            self.leaves = tuple(t.requires_grad_() for t in learned)
+            self.leaves = tuple(t.requires_grad_() for t in learned if t.is_floating_point())
             with torch.no_grad():
                 outputs = spec.run(spec.public(), self.call)
             g = torch.Generator().manual_seed(1)
@@ -519,7 +526,8 @@ def _limit(limits: Limits, spec: OpSpec, sample: Sample, case: Case) -> Limit:
     written, flops = sample.bytes_written(dtype), sample.flops()
     read = sample.bytes_moved(dtype) - written
     matmul = case.op in MATMULS
-    return limits.for_work(read, written, flops, case.dtype, case.regime, matmul=matmul)
+    arithmetic = getattr(sample, "arithmetic", case.dtype)  # of a quantized layer, not its input's
+    return limits.for_work(read, written, flops, arithmetic, case.regime, matmul=matmul)
 
 
 @contextmanager

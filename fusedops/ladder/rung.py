@@ -16,7 +16,8 @@ class Rung:
     """One implementation of one op; unavailable says in one line why this machine cannot run it.
 
     stepwise: it stores the result of each eager step in the dtype of its input, so that for float16
-    and bfloat16 it is held to the stepwise bound of its OpSpec.
+    and bfloat16 it is held to the stepwise bound of its OpSpec. prepare: of a rung that does part
+    of the work ahead: takes the arguments, returns what is left to be called.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Rung:
     function: Callable[..., Tensor] = field(repr=False)
     unavailable: str | None = None
     stepwise: bool = False
+    prepare: Callable[..., Callable[[], Tensor]] | None = field(default=None, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run it; RuntimeError with the reason where that is impossible."""

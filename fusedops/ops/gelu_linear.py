@@ -8,14 +8,23 @@ import torch
 from torch import Tensor
 
 from fusedops import _library, reference
-from fusedops._library import is_plain, is_transformed, ops
+from fusedops._library import is_plain, is_recorded, is_recorded_alone, is_transformed, ops
+from fusedops.ops import packed
 from fusedops.ops.gelu import require_approximate
-from fusedops.ops.linear import autocast, gradients, require
+from fusedops.ops.layer import (
+    autocast,
+    backward_formula,
+    factors,
+    fake_backward,
+    require,
+    wanted,
+)
+from fusedops.ops.packed import PackedLinear
 
 
 def gelu_linear(
     input: Tensor,
-    weight: Tensor,
+    weight: Tensor | PackedLinear,
     bias: Tensor | None = None,
     *,
     approximate: str = "none",
@@ -28,7 +37,8 @@ def gelu_linear(
 
     Args:
         input: [..., K], any strides; float32, float16, bfloat16 or float64.
-        weight: [N, K], of input's dtype.
+        weight: [N, K], of input's dtype; or what :func:`fusedops.pack_linear` returns, which has
+            its own bias and no gradient.
         bias: [N], of input's dtype, or None.
         approximate: "none", "tanh" or "quick", as for :func:`fusedops.gelu`.
         save: what training keeps for backward: "preact", the pre-activation [..., N] in input's
@@ -44,16 +54,19 @@ def gelu_linear(
 
     Accuracy:
         Accumulated in float32 (float64 for float64), bias and GELU applied before the one rounding:
-        |error| <= eps / 2 |y| + 1.13 (K + 1) eps32 (|input| @ |weight|.T + |bias|) + 4 ulp32(y),
-        eps32 = 2^-24; 1.13 is the largest slope of GELU.
+        |error| <= eps / 2 |y| + 1.13 (K + 1) eps32 (|input| @ |weight|.T + |bias|) + gelu(y),
+        eps32 = 2^-24 (2^-53 for float64); 1.13 is the largest slope of GELU, gelu(y) its own error:
+        2.5 ulp32(y), 4 ulp(y) for float64, and 2^-15 |y| for float16 and bfloat16.
         bfloat16 on an ISA with the pair dot product (``avx512bf16``) adds
         2^-126 (sum |input| + sum |weight|) along K: the instruction takes subnormals as zero.
 
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415.
     """
-    input, weight, bias = autocast(input, weight, bias)
     if save not in ("preact", "none"):
         raise RuntimeError(f"[gelu_linear] save must be 'preact' or 'none' but got {save!r}")
+    if isinstance(weight, PackedLinear):
+        return packed.gelu_linear(input, weight, bias, approximate, out)
+    input, weight, bias = autocast(input, weight, bias)
     if out is not None:
         _library.refuse_recorded("gelu_linear", "out", input, weight, bias, out)
         _library.refuse_negated("gelu_linear", "out", out)
@@ -61,12 +74,13 @@ def gelu_linear(
         return out
     if is_plain(input, weight, bias):
         return ops.gelu_linear_nograd(input, weight, bias, approximate)
+    if is_recorded_alone():
+        if save == "preact":
+            return _apply_preact(input, weight, bias, approximate)[0]
+        return _apply(input, weight, bias, approximate)
     if is_transformed():
         return _formula(input, weight, bias, approximate)
-    recorded = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (input, weight, bias)
-    )
-    if save == "preact" and recorded:
+    if save == "preact" and is_recorded(input, weight, bias):
         return ops.gelu_linear_preact(input, weight, bias, approximate)[0]
     return ops.gelu_linear(input, weight, bias, approximate)
 
@@ -97,22 +111,23 @@ def _out_formula(
     out.copy_(result)
 
 
+# forward takes ctx: with a setup_context, which only torch.func needs, each call would cost more.
 class _KeepNothing(torch.autograd.Function):
     @staticmethod
-    def forward(input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str
+    ) -> Tensor:
+        ctx.approximate = approximate
+        ctx.save_for_backward(input, weight, bias)
         return ops.gelu_linear_nograd(input, weight, bias, approximate)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.approximate = inputs
-        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, bias = ctx.saved_tensors
+        needed = ctx.needs_input_grad
         z = ops.linear(input, weight, bias)
-        grad = ops.gelu_backward(grad, z, ctx.approximate)
-        return *gradients(grad, input, weight, ctx.needs_input_grad), None
+        found = _backward(grad, *factors(needed, input, weight), z, ctx.approximate, needed[2])
+        return *wanted(needed, found), None
 
 
 class _KeepPreactivation(torch.autograd.Function):
@@ -120,25 +135,39 @@ class _KeepPreactivation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str
     ) -> tuple[Tensor, Tensor]:
-        return ops.gelu_linear_preact_nograd(input, weight, bias, approximate)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        input, weight, _, ctx.approximate = inputs
-        ctx.save_for_backward(input, weight, output[1])
+        y, z = ops.gelu_linear_preact_nograd(input, weight, bias, approximate)
+        ctx.approximate = approximate
+        ctx.save_for_backward(*factors(ctx.needs_input_grad, input, weight), z)
         ctx.set_materialize_grads(False)
+        return y, z
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_z: Tensor | None) -> tuple[Tensor | None, ...]:
         input, weight, z = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        if grad_z is None and grad is not None:
+            found = _backward(grad, input, weight, z, ctx.approximate, needed[2])
+            return *wanted(needed, found), None
         if grad is not None:
-            through = ops.gelu_backward(grad, z, ctx.approximate)
-            grad_z = through if grad_z is None else through + grad_z
+            grad_z = ops.gelu_backward(grad, z, ctx.approximate) + grad_z
         if grad_z is None:
             return None, None, None, None
-        return *gradients(grad_z, input, weight, ctx.needs_input_grad), None
+        return *wanted(needed, ops.linear_backward(grad_z, input, weight, needed[2])), None
+
+
+def _backward(
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    z: Tensor,
+    approximate: str,
+    bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if is_plain(grad, input, weight, z):
+        return ops.gelu_linear_backward_nograd(grad, input, weight, z, approximate, bias)
+    return ops.gelu_linear_backward(grad, input, weight, z, approximate, bias)
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
@@ -155,6 +184,38 @@ def _fake_written(*args: Any) -> None:
     _fake(*args[:-1])
 
 
+def _backward_formula(
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    z: Tensor,
+    approximate: str,
+    bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dz = ops.gelu_backward(grad, z, approximate)
+    return backward_formula(dz, input, weight, bias)
+
+
+def _fake_backward(
+    grad: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    z: Tensor,
+    approximate: str,
+    bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_backward(grad, input, weight, bias)
+
+
+def _dz_formula(grad: Tensor, z: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
+    dz = ops.gelu_backward(grad, z, approximate)
+    return dz, dz.sum_to_size(dz.shape[-1:])
+
+
+def _fake_dz(grad: Tensor, z: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
+    return grad.new_empty(grad.shape), grad.new_empty(grad.shape[-1:])
+
+
 def _apply(*args: Any) -> Tensor:
     return _KeepNothing.apply(*args)  # type: ignore[no-untyped-call]
 
@@ -169,6 +230,10 @@ for _name, _shape, _composed in (
     ("gelu_linear_preact", _fake_preact, _formula_preact),
     ("gelu_linear_preact_nograd", _fake_preact, _formula_preact),
     ("gelu_linear_out", _fake_written, _out_formula),
+    ("gelu_linear_backward", _fake_backward, _backward_formula),
+    ("gelu_linear_backward_nograd", _fake_backward, _backward_formula),
+    ("gelu_linear_dz", _fake_dz, _dz_formula),
+    ("gelu_linear_dz_nograd", _fake_dz, _dz_formula),
 ):
     _library.register_fake(_name, _shape)
     _library.register_fallback(_name, _composed)
@@ -177,3 +242,8 @@ _library.register_autograd("gelu_linear", _apply, ops.gelu_linear_nograd, _formu
 _library.register_autograd(
     "gelu_linear_preact", _apply_preact, ops.gelu_linear_preact_nograd, _formula_preact
 )
+# The formulas are made of operations that differentiate.
+_library.register_autograd(
+    "gelu_linear_backward", _backward_formula, ops.gelu_linear_backward_nograd, _backward_formula
+)
+_library.register_autograd("gelu_linear_dz", _dz_formula, ops.gelu_linear_dz_nograd, _dz_formula)

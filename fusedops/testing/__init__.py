@@ -16,6 +16,7 @@ from fusedops.testing.bounds import (
     gelu_bound,
     gelu_linear_bound,
     linear_bound,
+    quantized_bound,
     rope_bound,
 )
 from fusedops.testing.errors import (
@@ -28,14 +29,16 @@ from fusedops.testing.errors import (
 )
 from fusedops.testing.inputs import DISTRIBUTIONS, VIEWS
 from fusedops.testing.registry import SPECS, OpSpec
-from fusedops.testing.samples import Call, Gelu, Linear, Rope, Sample
-from fusedops.testing.tables import LINEAR_SAMPLES
+from fusedops.testing.samples import Call, Gelu, Linear, Quantized, Rope, Sample
+from fusedops.testing.tables import LINEAR_SAMPLES, QUANTIZED_SAMPLES, ROUNDED_SAMPLES
 from fusedops.testing.workloads import Bar
 
 __all__ = [
     "DISTRIBUTIONS",
     "DTYPES",
     "LINEAR_SAMPLES",
+    "QUANTIZED_SAMPLES",
+    "ROUNDED_SAMPLES",
     "SPECS",
     "VIEWS",
     "Bar",
@@ -43,6 +46,7 @@ __all__ = [
     "Gelu",
     "Linear",
     "OpSpec",
+    "Quantized",
     "Rope",
     "Sample",
     "assert_same_bits",
@@ -50,6 +54,7 @@ __all__ = [
     "gelu_bound",
     "gelu_linear_bound",
     "linear_bound",
+    "quantized_bound",
     "rope_bound",
     "ulp",
     "ulp_error",

@@ -17,15 +17,18 @@ from fusedops.testing.bounds import (
     gelu_bound,
     gelu_linear_bound,
     linear_bound,
+    quantized_bound,
     rope_bound,
 )
 from fusedops.testing.errors import DTYPES
 from fusedops.testing.inputs import DISTRIBUTIONS
 from fusedops.testing.samples import Call, Sample
 from fusedops.testing.tables import (
+    ACTIVATED_SAMPLES,
     GELU_LINEAR_SAMPLES,
     GELU_SAMPLES,
     LINEAR_SAMPLES,
+    QUANTIZED_SAMPLES,
     ROPE_QK_SAMPLES,
     ROPE_SAMPLES,
 )
@@ -34,6 +37,7 @@ from fusedops.testing.workloads import (
     GELU_LINEAR_BARS,
     GELU_LINEAR_BENCH,
     LINEAR_BENCH,
+    QUANTIZED_BENCH,
     ROPE_BARS,
     ROPE_BENCH,
     ROPE_QK_BARS,
@@ -42,6 +46,7 @@ from fusedops.testing.workloads import (
     Bar,
     random_gelu,
     random_linear,
+    random_quantized,
     random_rope,
     random_rope_qk,
 )
@@ -130,7 +135,11 @@ SPECS: Mapping[str, OpSpec] = {
         OpSpec(
             name="gelu_linear",
             home="gelu_linear",
-            schemas=("gelu_linear", "gelu_linear_preact", "gelu_linear_out"),
+            schemas=(
+                *("gelu_linear", "gelu_linear_preact", "gelu_linear_out"),
+                *("gelu_linear_backward", "gelu_linear_dz"),
+                *("gelu_linear_packed", "gelu_linear_packed_out"),
+            ),
             reference=reference.gelu_linear,
             error_bound=gelu_linear_bound,
             samples=GELU_LINEAR_SAMPLES,
@@ -142,18 +151,34 @@ SPECS: Mapping[str, OpSpec] = {
         OpSpec(
             name="linear",
             home="linear",
-            schemas=("linear",),
+            schemas=(
+                *("linear", "linear_backward"),
+                *("linear_activation", "linear_activation_preact", "linear_activation_backward"),
+                *("linear_pack", "linear_packed", "linear_packed_out"),
+            ),
             reference=reference.linear,
             error_bound=linear_bound,
-            samples=LINEAR_SAMPLES,
-            probes=("33", "no-bias", "decode-odd"),
+            samples=(*LINEAR_SAMPLES, *ACTIVATED_SAMPLES),
+            probes=("33", "no-bias", "decode-odd", "33-relu", "33-relu2", "33-silu"),
             bench=LINEAR_BENCH,
             random=random_linear,
         ),
         OpSpec(
+            name="gelu_linear_quantized",
+            home="quantized",
+            schemas=("gelu_linear_quantized",),
+            reference=reference.gelu_linear_quantized,
+            error_bound=quantized_bound,
+            samples=QUANTIZED_SAMPLES,
+            probes=("33-int8", "33-bf16", "decode-odd-int8", "33-tanh-bf16", "33-quick-int8"),
+            bench=QUANTIZED_BENCH,
+            random=random_quantized,
+            dtypes={name: DTYPES[name] for name in ("f32", "f16", "bf16")},
+        ),
+        OpSpec(
             name="gelu",
             home="gelu",
-            schemas=("gelu", "gelu_backward"),
+            schemas=("gelu", "gelu_backward", "activation_backward"),
             reference=reference.gelu,
             error_bound=gelu_bound,
             samples=GELU_SAMPLES,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from fusedops import reference
 from fusedops.testing.inputs import DISTRIBUTIONS, VIEWS, Shape, fill, generator
 
-__all__ = ["Call", "Gelu", "Linear", "Rope", "Sample"]
+__all__ = ["Call", "Gelu", "Linear", "Quantized", "Rope", "Sample"]
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,10 @@ class Rope:
 
 @dataclass(frozen=True)
 class Linear:
-    """A call of linear, or with approximate of gelu_linear. input is [*lead, k], weight [n, k]."""
+    """A call of linear, or with approximate of gelu_linear. input is [*lead, k], weight [n, k].
+
+    activation is linear's.
+    """
 
     name: str
     lead: Shape
@@ -181,6 +185,7 @@ class Linear:
     n: int
     bias: bool = True
     approximate: str | None = None
+    activation: str | None = None
     view: str = "contiguous"
     weight_view: str = "contiguous"
     bias_view: str = "contiguous"
@@ -199,9 +204,8 @@ class Linear:
         weight = DISTRIBUTIONS[other]((self.n, self.k), dtype, g) * scale
         weight = VIEWS[self.weight_view](weight.to(dtype))
         bias = fill(other, (self.n,), dtype, g, self.bias_view) if self.bias else None
-        return Call(
-            (x, weight, bias), {} if self.approximate is None else {"approximate": self.approximate}
-        )
+        options = {"approximate": self.approximate, "activation": self.activation}
+        return Call((x, weight, bias), {name: of for name, of in options.items() if of is not None})
 
     def bytes_moved(self, dtype: torch.dtype) -> int:
         """Input, weight, bias and result, once each."""
@@ -216,6 +220,61 @@ class Linear:
         """Of the matmul and the bias."""
         m = math.prod(self.lead)
         return 2 * m * self.n * self.k + (m * self.n if self.bias else 0)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A call of gelu_linear_quantized: the layer, its weight in bf16 or int8, its activations."""
+
+    layer: Linear
+    weight: Literal["bf16", "int8"] = "int8"
+    rounded: bool = False  # activation_dtype=torch.int8
+
+    @property
+    def name(self) -> str:
+        """That of the layer, then of the dtypes."""
+        return f"{self.layer.name}-{'w8a8' if self.rounded else self.weight}"
+
+    @property
+    def size(self) -> str:
+        """Rows x k -> n."""
+        return self.layer.size
+
+    @property
+    def arithmetic(self) -> str:
+        """The dtype of the multiplications, whatever that of the input."""
+        return "int8" if self.rounded else "f32"
+
+    def build(self, dtype: torch.dtype, distribution: str = "normal", seed: int = 0) -> Call:
+        """The layer's own tensors; its weight is drawn in float32 and rounded as users round it."""
+        call = self.layer.build(dtype, distribution, seed)
+        plain = replace(self.layer, weight_view="contiguous", bias_view="contiguous")
+        _, weight, bias = plain.build(torch.float32, distribution, seed).args
+        assert weight is not None
+        scale = None
+        if self.weight == "bf16":
+            weight = weight.to(torch.bfloat16)
+        else:
+            scales, q = reference.quantized_rows(weight)
+            weight, scale = q.to(torch.int8), scales.squeeze(-1)
+        weight = VIEWS[self.layer.weight_view](weight)
+        rounded = {"activation_dtype": torch.int8 if self.rounded else None}
+        return Call((call.args[0], weight, scale, bias), {**call.kwargs, **rounded})
+
+    def bytes_moved(self, dtype: torch.dtype) -> int:
+        """Input, weight, scale, bias and result, once each."""
+        m, n, k = math.prod(self.layer.lead), self.layer.n, self.layer.k
+        weight = n * k * (2 if self.weight == "bf16" else 1)
+        vectors = n * ((self.weight == "int8") + self.layer.bias)
+        return weight + 4 * vectors + m * (k + n) * dtype.itemsize
+
+    def bytes_written(self, dtype: torch.dtype) -> int:
+        """The result."""
+        return self.layer.bytes_written(dtype)
+
+    def flops(self) -> int:
+        """Of the matmul and the bias."""
+        return self.layer.flops()
 
 
 @dataclass(frozen=True)

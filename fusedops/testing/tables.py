@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
+from fusedops.reference import ACTIVATIONS
 from fusedops.testing.inputs import VIEWS
-from fusedops.testing.samples import Gelu, Linear, Rope
+from fusedops.testing.samples import Gelu, Linear, Quantized, Rope
 
 __all__ = [
+    "ACTIVATED_SAMPLES",
     "GELU_LINEAR_SAMPLES",
     "GELU_SAMPLES",
     "LINEAR_SAMPLES",
+    "QUANTIZED_SAMPLES",
     "ROPE_QK_SAMPLES",
     "ROPE_SAMPLES",
+    "ROUNDED_SAMPLES",
 ]
 
 _I32, _I64 = torch.int32, torch.int64
@@ -148,6 +153,12 @@ LINEAR_SAMPLES = (
 # Shapes are the matmul's business, which all variants share: tanh and quick run where the epilogue
 # meets a tile, a tail, few rows, several K blocks, no bias and no K.
 _EPILOGUE_SAMPLES = ("33", "65", "decode-odd", "rows-4", "k-blocks", "no-bias", "empty-k", "1d")
+ACTIVATED_SAMPLES = tuple(
+    replace(s, name=f"{s.name}-{activation}", activation=activation)
+    for s in LINEAR_SAMPLES
+    if s.name in _EPILOGUE_SAMPLES
+    for activation in ACTIVATIONS
+)
 GELU_LINEAR_SAMPLES = (
     *(replace(s, approximate="none") for s in LINEAR_SAMPLES),
     *(
@@ -156,6 +167,23 @@ GELU_LINEAR_SAMPLES = (
         if s.name in _EPILOGUE_SAMPLES
         for approximate in ("tanh", "quick")
     ),
+)
+
+# Every sample in one of the two weight dtypes, those of the epilogue in both. NaN fills the gaps of
+# strided weights, which int8 has no word for.
+_STORED: tuple[Literal["bf16", "int8"], ...] = ("bf16", "int8")
+_UNSTRIDED = tuple(
+    s for s in GELU_LINEAR_SAMPLES if s.weight_view in ("contiguous", "transposed", "expanded")
+)
+QUANTIZED_SAMPLES = tuple(
+    Quantized(s, stored)
+    for i, s in enumerate(_UNSTRIDED)
+    for stored in (_STORED if s.name in _EPILOGUE_SAMPLES else _STORED[i % 2 : i % 2 + 1])
+    if s.bias_view == "contiguous"
+)
+# Without gradients, so apart from the samples of the op.
+ROUNDED_SAMPLES = tuple(
+    Quantized(s, rounded=True) for s in _UNSTRIDED if s.bias_view == "contiguous"
 )
 
 GELU_SAMPLES = (

@@ -14,13 +14,14 @@ from typing import Literal
 
 import torch
 
-from fusedops.testing.samples import Gelu, Linear, Rope
+from fusedops.testing.samples import Gelu, Linear, Quantized, Rope
 
 __all__ = [
     "GELU_BENCH",
     "GELU_LINEAR_BARS",
     "GELU_LINEAR_BENCH",
     "LINEAR_BENCH",
+    "QUANTIZED_BENCH",
     "ROPE_BARS",
     "ROPE_BENCH",
     "ROPE_QK_BARS",
@@ -29,6 +30,7 @@ __all__ = [
     "Bar",
     "random_gelu",
     "random_linear",
+    "random_quantized",
     "random_rope",
     "random_rope_qk",
 ]
@@ -137,6 +139,16 @@ LINEAR_BENCH = (
     *_decoder("llama-3-8b", 4096, 14336, None, bias=False, large=True),
     *_decoder("qwen2.5-7b", 3584, 18944, None, bias=False, large=True),
     *_decoder("qwen2.5-0.5b", 896, 4864, None, bias=False),
+)
+QUANTIZED_BENCH = tuple(
+    Quantized(sample, *stored)
+    for sample in (
+        *_FEW_ROWS,
+        Linear("bert-base/128", (1, 128), 768, 3072, approximate="none"),
+        Linear("bert-large/512", (1, 512), 1024, 4096, approximate="none"),
+        *_decoder("phi-2", 2560, 10240, "tanh", large=True),
+    )
+    for stored in (("bf16",), ("int8",), ("int8", True))
 )
 GELU_BENCH = (
     Gelu("article/gelu", (2048, 4096)),
@@ -265,6 +277,14 @@ def random_linear(g: torch.Generator, approximate: str | None = None) -> Linear:
     bias = bool(_one_of(g, (0, 1, 1)))
     name = f"random/{m}-{k}-{n}{'' if bias else '-no-bias'}"
     return Linear(name, (m,), k, n, bias=bias, approximate=approximate)
+
+
+def random_quantized(g: torch.Generator) -> Quantized:
+    """The layers of ``random_linear``, in every pair of dtypes."""
+    layer = random_linear(g, approximate="none")
+    return (Quantized(layer, "bf16"), Quantized(layer), Quantized(layer, rounded=True))[
+        _one_of(g, range(3))
+    ]
 
 
 def random_gelu(g: torch.Generator) -> Gelu:

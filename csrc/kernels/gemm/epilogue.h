@@ -14,6 +14,17 @@ FUSEDOPS_INLINE void put(T* p, Vec<compute_t<T>> v, int n) {
     store_n(p, v, n);
 }
 
+// The lines of y that finish() writes, owned before: stores that miss would hold up those behind.
+template <class T>
+FUSEDOPS_INLINE void expect(const LinearArgs& a, int64_t row0, int64_t rows, int64_t col0,
+                            int64_t cols) {
+  for (int64_t i = 0; i < rows; i++) {
+    const char* y = reinterpret_cast<const char*>(static_cast<T*>(a.y) + (row0 + i) * a.ldy + col0);
+    for (int64_t b = 0; b < cols * static_cast<int64_t>(sizeof(T)); b += 64)
+      prefetch_to_write(y + b);
+  }
+}
+
 // y[row0 + i][col0 + j] = act(c[i][j] + bias[col0 + j]); rows of c are `ldc` apart and a multiple
 // of the vector long.
 template <class T>
@@ -21,7 +32,7 @@ __attribute__((noinline)) void finish(const LinearArgs& a, const compute_t<T>* c
                                       int64_t row0, int64_t rows, int64_t col0, int64_t cols) {
   using V = Vec<compute_t<T>>;
   const T* bias = static_cast<const T*>(a.bias);
-  with_activation(a.act, [&](auto act) {
+  with_activation<T>(a.act, [&](auto act) {
     for (int64_t i = 0; i < rows; i++) {
       T* y = static_cast<T*>(a.y) + (row0 + i) * a.ldy + col0;
       T* z = static_cast<T*>(a.z) + (a.z ? (row0 + i) * a.ldz + col0 : 0);

@@ -1,21 +1,17 @@
-// Many rows: a panel of w's rows is transposed once into scratch, then tiles of x stream past it.
+// Panels of w: packed ahead, or transposed into scratch as they are needed; then tiles of x stream
+// past one block of a panel, which lies in the second cache.
 #pragma once
 #include "epilogue.h"
+#include "tiles.h"
 
 namespace fusedops::FUSEDOPS_ISA {
 namespace {
 
-// Accumulators fill 3/4 of the registers.
-constexpr int kTileRows = 6, kTileVectors = kVectorRegisters / 8;
-constexpr int64_t kBlockSteps = 1024;  // of k: a block of a panel then lies in the second cache
-
-template <class T>
-constexpr int64_t kPanelColumns = kTileVectors * Vec<compute_t<T>>::N;
+constexpr int64_t kBlockSteps = 1024;  // of k
 
 // N rows of w, N steps of k, as one square of the panel.
-template <class T, bool Full>
-FUSEDOPS_INLINE void transpose_square(const T* w, int64_t ldw, int64_t rows, int64_t k,
-                                      compute_t<T>* panel) {
+template <class T, bool Full, class P>
+FUSEDOPS_INLINE void transpose_square(const T* w, int64_t ldw, int64_t rows, int64_t k, P* panel) {
   using O = operands_t<T>;
   using V = typename O::V;
   V r[V::N];
@@ -30,19 +26,21 @@ FUSEDOPS_INLINE void transpose_square(const T* w, int64_t ldw, int64_t rows, int
   }
   transpose(r);
 #pragma GCC unroll 16
-  for (int i = 0; i < V::N; i++) store(panel + i * kPanelColumns<T>, O::packed(r[i]));
+  for (int i = 0; i < V::N; i++)
+    if (Full || i < steps_of<T>(k)) store(panel + i * kPanelColumns<T>, O::packed(r[i]));
 }
 
-// panel[step][column] = w[column][step]; columns past `cols` and elements past k are zero.
-template <class T>
+// panel[step][column] = w[column][step]; columns past `cols` and elements past k are zero. P is
+// compute_t<T> for scratch, packed_t<T> for what is kept.
+template <class T, class P>
 __attribute__((noinline)) void transpose_panel(const T* w, int64_t ldw, int64_t cols, int64_t k,
-                                               compute_t<T>* panel) {
+                                               P* panel) {
   using O = operands_t<T>;
   constexpr int64_t N = O::V::N, square = N * O::kStep;
   for (int64_t j = 0; j < kPanelColumns<T>; j += N)
     for (int64_t e = 0; e < k; e += square) {
       const T* from = w + j * ldw + e;
-      compute_t<T>* to = panel + e / O::kStep * kPanelColumns<T> + j;
+      P* to = panel + e / O::kStep * kPanelColumns<T> + j;
       if (j + N <= cols && e + square <= k)
         transpose_square<T, true>(from, ldw, N, square, to);
       else
@@ -50,100 +48,156 @@ __attribute__((noinline)) void transpose_panel(const T* w, int64_t ldw, int64_t 
     }
 }
 
-// c[i][j] (+)= sum over k of x[i][k] * panel[k][j], for Rows rows of x.
-template <class T, int Rows>
-__attribute__((noinline)) void tile(const typename operands_t<T>::X* x, int64_t ldx, int64_t k,
-                                    const compute_t<T>* panel, compute_t<T>* c, bool add) {
-  using O = operands_t<T>;
-  using V = typename O::V;
-  constexpr int64_t columns = kPanelColumns<T>;
-  V acc[Rows][kTileVectors];
-#pragma GCC unroll 6
-  for (int i = 0; i < Rows; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < kTileVectors; j++) acc[i][j] = set1<V>(0);
-  const auto step = [&](const auto& x_at) __attribute__((always_inline)) {
-    V b[kTileVectors];
-#pragma GCC unroll 4
-    for (int j = 0; j < kTileVectors; j++) b[j] = load<V>(panel + j * V::N);
-#pragma GCC unroll 6
-    for (int i = 0; i < Rows; i++) {
-      const V a = x_at(x + i * ldx);
-#pragma GCC unroll 4
-      for (int j = 0; j < kTileVectors; j++) acc[i][j] = O::multiply_broadcast(a, b[j], acc[i][j]);
-    }
-    panel += columns;
-    x += O::kStep;
-  };
-  const int64_t steps = k / O::kStep;
-#pragma GCC unroll 4
-  for (int64_t s = 0; s < steps; s++) step([](const auto* p) { return O::broadcast(p); });
-  if constexpr (O::kStep > 1)
-    if (k % O::kStep) step([](const auto* p) { return O::broadcast_last(p); });
-#pragma GCC unroll 6
-  for (int i = 0; i < Rows; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < kTileVectors; j++) {
-      compute_t<T>* to = c + i * columns + j * V::N;
-      store(to, add ? load<V>(to) + acc[i][j] : acc[i][j]);
-    }
-}
-
+// The same panel of a w by k.
 template <class T>
-FUSEDOPS_INLINE void any_tile(int64_t rows, const typename operands_t<T>::X* x, int64_t ldx,
-                              int64_t k, const compute_t<T>* panel, compute_t<T>* c, bool add) {
-  switch (rows) {
-    case 1:
-      return tile<T, 1>(x, ldx, k, panel, c, add);
-    case 2:
-      return tile<T, 2>(x, ldx, k, panel, c, add);
-    case 3:
-      return tile<T, 3>(x, ldx, k, panel, c, add);
-    case 4:
-      return tile<T, 4>(x, ldx, k, panel, c, add);
-    case 5:
-      return tile<T, 5>(x, ldx, k, panel, c, add);
-    default:
-      return tile<T, kTileRows>(x, ldx, k, panel, c, add);
+__attribute__((noinline)) void copy_panel(const T* w, int64_t ldw, int64_t cols, int64_t k,
+                                          compute_t<T>* panel) {
+  using O = operands_t<T>;
+  constexpr int64_t N = O::V::N, ahead = 8;  // rows: each is another page
+  for (int64_t e = 0; e < k; e += O::kStep, panel += kPanelColumns<T>) {
+    const T* row = w + e * ldw;
+    for (int64_t j = 0; j < kPanelColumns<T>; j += N) {
+      const int n = static_cast<int>(at_most(cols - j, N));
+      for (int i = 0; i < O::kStep; i++) prefetch(row + j + (ahead * O::kStep + i) * ldw);
+      store(panel + j,
+            n > 0 ? O::packed(O::load_across(row + j, ldw, k - e, n)) : set1<typename O::V>(0));
+    }
   }
 }
 
 // Blocks of k: at least one, for an empty sum is a result too.
-FUSEDOPS_INLINE int64_t k_blocks(int64_t k, int64_t block) {
-  return k <= block ? 1 : (k + block - 1) / block;
+template <class T>
+FUSEDOPS_INLINE int64_t k_blocks(int64_t k) {
+  const int64_t steps = steps_of<T>(k);
+  return steps <= kBlockSteps ? 1 : (steps + kBlockSteps - 1) / kBlockSteps;
 }
 
-// Bytes: one block of a panel, then the sums: of one tile, or of all rows while blocks of k follow.
-template <class T>
-int64_t panel_scratch(const LinearArgs& a) {
-  const int64_t rows = k_blocks(a.k, kBlockSteps * operands_t<T>::kStep) == 1 ? kTileRows : a.m;
-  return (kBlockSteps + rows) * kPanelColumns<T> * static_cast<int64_t>(sizeof(compute_t<T>));
+// A block of w that is read after the present one: rows in memory.
+struct NextBlock {
+  const char* from;
+  int64_t rows, row_bytes, stride;
+};
+// The share of one of the last tiles of a task in asking for it.
+constexpr int64_t kAskingTiles = 8;
+FUSEDOPS_INLINE Ahead ahead_of(const NextBlock& next, int64_t tile, int64_t tiles, int64_t steps) {
+  const int64_t asking = at_most(tiles, kAskingTiles), turn = tile - (tiles - asking);
+  Ahead ahead = {next.from, 0, 0, 0, 0};
+  if (turn < 0 || next.row_bytes == 0 || steps < kUnrolled) return ahead;
+  const int64_t first = turn * next.rows / asking, rows = (turn + 1) * next.rows / asking - first;
+  const bool joined = next.stride == next.row_bytes;
+  const int64_t bytes = joined ? rows * next.row_bytes : next.row_bytes;
+  const int64_t lines = rows * next.row_bytes / 64, times = steps / kUnrolled;
+  ahead.from += first * next.stride;
+  ahead.lines = (lines + times - 1) / times;
+  if (!joined) ahead.lines = at_most(ahead.lines, (next.row_bytes + 63) / 64);
+  if (ahead.lines == 0) return ahead;
+  ahead.run = (bytes + 64 * ahead.lines - 1) / (64 * ahead.lines);
+  ahead.left = ahead.run;
+  ahead.jump = next.stride - ahead.run * 64 * ahead.lines;
+  return ahead;
 }
 
-// Columns [begin, end) of y, begin a multiple of the panel.
+// One block of k of a panel against the tiles of a task; the last block finishes them.
+template <class T, class P>
+FUSEDOPS_INLINE void panel_block(const LinearArgs& a, const LinearPart& part, const P* panel,
+                                 const NextBlock& next, int64_t k0, int64_t k, compute_t<T>* sums,
+                                 int64_t col, int64_t cols) {
+  constexpr int64_t columns = kPanelColumns<T>;
+  const RowTiles rows(a.m);
+  const bool first = k0 == 0, last = k0 + k == a.k;
+  const int64_t before = rows.row(part.row_begin), steps = steps_of<T>(k);
+  const int64_t all_steps = steps_of<T>(a.k), skipped = k0 / operands_t<T>::kStep;
+  for (int64_t t = part.row_begin; t < part.row_end; t++) {
+    const int64_t row = rows.row(t), height = rows.row(t + 1) - row;
+    const compute_t<T>* x =
+        static_cast<const compute_t<T>*>(part.rows) + row * all_steps + skipped * height;
+    compute_t<T>* c = first && last ? sums : sums + (row - before) * columns;
+    if (last) expect<T>(a, row, height, col, cols);
+    any_tile<T>(height, cols, x, steps, panel, c, !first,
+                ahead_of(next, t - part.row_begin, part.row_end - part.row_begin, steps));
+    if (last) finish<T>(a, c, columns, row, height, col, cols);
+  }
+}
+
+// One tile of rows is all there is: the packed panels stream past it, and the sums of several are
+// finished together, for a few vectors alone would wait for one another.
+constexpr int64_t kStreamedPanels = 8;
 template <class T>
-FUSEDOPS_INLINE void panels(const LinearArgs& a, void* scratch, int64_t begin, int64_t end) {
-  using O = operands_t<T>;
-  constexpr int64_t columns = kPanelColumns<T>, block = kBlockSteps * O::kStep,
-                    chain = kChainSteps<T> * O::kStep;
-  const typename O::X* x = static_cast<const typename O::X*>(a.x);
-  compute_t<T>* panel = static_cast<compute_t<T>*>(scratch);
-  compute_t<T>* sums = panel + kBlockSteps * columns;
-  const int64_t blocks = k_blocks(a.k, block), tiles = (a.m + kTileRows - 1) / kTileRows;
-  for (int64_t col = begin; col < end; col += columns) {
-    const int64_t cols = at_most(columns, end - col);
+FUSEDOPS_INLINE void streamed_panels(const LinearArgs& a, const LinearPart& part) {
+  constexpr int64_t columns = kPanelColumns<T>, tile_elements = kTileRows * columns;
+  const int64_t steps = steps_of<T>(a.k), height = a.m;
+  const packed_t<T>* packed = static_cast<const packed_t<T>*>(a.packed);
+  compute_t<T>* sums = static_cast<compute_t<T>*>(part.scratch);
+  for (int64_t from = part.col_begin; from < part.col_end; from += kStreamedPanels * columns) {
+    const int64_t to = at_most(part.col_end, from + kStreamedPanels * columns);
+    for (int64_t col = from; col < to; col += columns)
+      tile_of<T, kTileVectors, Source::streamed>(
+          height, static_cast<const compute_t<T>*>(part.rows), steps, packed + col * steps,
+          sums + (col - from) / columns * tile_elements, false, {});
+    for (int64_t col = from; col < to; col += columns)
+      finish<T>(a, sums + (col - from) / columns * tile_elements, columns, 0, height, col,
+                at_most(columns, to - col));
+  }
+}
+
+// Tiles [row_begin, row_end) of y's rows, columns [col_begin, col_end), col_begin a multiple of
+// the panel.
+template <class T>
+FUSEDOPS_INLINE void panels(const LinearArgs& a, const LinearPart& part) {
+  constexpr int64_t columns = kPanelColumns<T>, block = kBlockSteps * operands_t<T>::kStep;
+  constexpr int64_t packed_row = columns * static_cast<int64_t>(sizeof(packed_t<T>));
+  constexpr int64_t element = sizeof(T);
+  if (a.packed && a.m <= kTileRows && !a.deterministic) return streamed_panels<T>(a, part);
+  compute_t<T>* panel = static_cast<compute_t<T>*>(part.scratch);
+  compute_t<T>* sums = panel + (a.packed ? 0 : kBlockSteps * columns);
+  const int64_t blocks = k_blocks<T>(a.k), all_steps = steps_of<T>(a.k);
+  for (int64_t col = part.col_begin; col < part.col_end; col += columns) {
+    const int64_t cols = at_most(columns, part.col_end - col);
     for (int64_t b = 0; b < blocks; b++) {
       const int64_t k0 = b * block, k = at_most(block, a.k - k0);
-      transpose_panel<T>(static_cast<const T*>(a.w) + col * a.ldw + k0, a.ldw, cols, k, panel);
-      for (int64_t t = 0; t < tiles; t++) {
-        const int64_t row = t * a.m / tiles, rows = (t + 1) * a.m / tiles - row;
-        compute_t<T>* c = blocks == 1 ? sums : sums + row * columns;
-        for (int64_t e = 0; e == 0 || e < k; e += chain)
-          any_tile<T>(rows, x + row * a.ldx + k0 + e, a.ldx, at_most(chain, k - e),
-                      panel + e / O::kStep * columns, c, b > 0 || e > 0);
-        if (b == blocks - 1) finish<T>(a, c, columns, row, rows, col, cols);
+      if (a.packed) {
+        const packed_t<T>* packed =
+            static_cast<const packed_t<T>*>(a.packed) + col * all_steps + b * kBlockSteps * columns;
+        const int64_t steps = steps_of<T>(k);
+        const char* behind = reinterpret_cast<const char*>(packed + steps * columns);
+        panel_block<T>(a, part, packed, {behind, steps, packed_row, packed_row}, k0, k, sums, col,
+                       cols);
+        continue;
       }
+      const int64_t by_col = a.w_by_k ? 1 : a.ldw, by_k = a.w_by_k ? a.ldw : 1;
+      const T* w = static_cast<const T*>(a.w) + col * by_col + k0 * by_k;
+      const T* next = b + 1 < blocks ? w + block * by_k : w - k0 * by_k + columns * by_col;
+      NextBlock asked = {reinterpret_cast<const char*>(next), columns, k * element,
+                         a.ldw * element};
+      if (a.w_by_k) {
+        copy_panel<T>(w, a.ldw, cols, k, panel);
+        asked.rows = k, asked.row_bytes = columns * element;
+      } else {
+        transpose_panel<T>(w, a.ldw, cols, k, panel);
+      }
+      panel_block<T>(a, part, panel, asked, k0, k, sums, col, cols);
     }
+  }
+}
+
+// Panels [begin, end) of w, one behind the other.
+template <class T>
+FUSEDOPS_INLINE void pack_panels(const LinearArgs& a, void* to, int64_t begin, int64_t end) {
+  for (int64_t p = begin; p < end; p++) {
+    const int64_t col = p * kPanelColumns<T>, cols = at_most(kPanelColumns<T>, a.n - col);
+    transpose_panel<T>(static_cast<const T*>(a.w) + col * a.ldw, a.ldw, cols, a.k,
+                       static_cast<packed_t<T>*>(to) + col * steps_of<T>(a.k));
+  }
+}
+
+// Tiles [begin, end) of the rows of x, one behind the other.
+template <class T>
+FUSEDOPS_INLINE void pack_rows(const LinearArgs& a, void* to, int64_t begin, int64_t end) {
+  const RowTiles rows(a.m);
+  for (int64_t t = begin; t < end; t++) {
+    const int64_t row = rows.row(t);
+    pack_tile<T>(static_cast<const T*>(a.x) + row * a.ldx, a.ldx, rows.row(t + 1) - row, a.k,
+                 static_cast<compute_t<T>*>(to) + row * steps_of<T>(a.k));
   }
 }
 

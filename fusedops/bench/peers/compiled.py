@@ -126,13 +126,14 @@ class _Layer(torch.nn.Module):
 
     def __init__(self, spec: OpSpec, call: Call) -> None:
         super().__init__()
-        _, weight, bias = call.args
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
+        _, *weights = call.args
+        self.count = len(weights)
+        for i, t in enumerate(weights):
+            self.register_buffer(f"weight{i}", t)
         self.formula = functools.partial(spec.reference, **call.kwargs)
 
     def forward(self, x: Tensor) -> Any:
-        return self.formula(x, self.weight, self.bias)
+        return self.formula(x, *(getattr(self, f"weight{i}") for i in range(self.count)))
 
 
 def _frozen(spec: OpSpec, call: Call, regime: Regime, options: Mapping[str, Any]) -> Thunk:

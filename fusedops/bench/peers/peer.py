@@ -195,6 +195,7 @@ class Program:
 def contiguous(spec: OpSpec, call: Call, regime: Regime) -> tuple[Tensor, ...]:
     """The main inputs, for a framework that shares their memory and knows no strides."""
     refuse(regime.work == "train", "forward only")
+    refuse(spec.home == "quantized", "takes no quantized weight as it is stored")
     inputs = main_inputs(spec, call)
     plain = all(x.is_contiguous() and not x.is_neg() for x in inputs)
     refuse(not plain, "shares the memory of contiguous tensors only")

@@ -10,13 +10,18 @@ Run them inside ``contained()``, which undoes what some do to their process.
 
 from __future__ import annotations
 
-from fusedops.verification.mutants import cheats, linear, rope
+from fusedops.verification.mutants import cheats, linear, quantized, rope
 from fusedops.verification.mutants.cheats import contained
 from fusedops.verification.mutants.mutant import Candidate, Mutant, asks
 
 __all__ = ["MUTANTS", "Candidate", "Mutant", "asks", "contained", "get"]
 
-MUTANTS: tuple[Mutant, ...] = (*rope.MUTANTS, *linear.MUTANTS, *cheats.MUTANTS)
+MUTANTS: tuple[Mutant, ...] = (
+    *rope.MUTANTS,
+    *linear.MUTANTS,
+    *quantized.MUTANTS,
+    *cheats.MUTANTS,
+)
 
 
 def get(op: str, name: str) -> Mutant:

@@ -1,0 +1,181 @@
+// The micro-kernel: a tile of rows of x, packed step by step, times a block of a panel.
+#pragma once
+#include "operands.h"
+
+namespace fusedops::FUSEDOPS_ISA {
+namespace {
+
+// Accumulators fill 3/4 of the registers.
+constexpr int kTileRows = 6, kTileVectors = kVectorRegisters / 8;
+
+template <class T>
+constexpr int64_t kPanelColumns = kTileVectors * Vec<compute_t<T>>::N;
+
+// Rows of x come in tiles of nearly one height: a short last one would waste a pass over w.
+struct RowTiles {
+  int64_t m, count;
+  explicit RowTiles(int64_t rows) : m(rows), count((rows + kTileRows - 1) / kTileRows) {}
+  int64_t row(int64_t tile) const { return tile * m / count; }
+};
+
+// to[step][row] = x[row][step] for the rows of one tile; elements past k are zero.
+template <class T>
+__attribute__((noinline)) void pack_tile(const T* x, int64_t ldx, int64_t rows, int64_t k,
+                                         compute_t<T>* to) {
+  using O = operands_t<T>;
+  using V = typename O::V;
+  constexpr int N = V::N;
+  constexpr int64_t square = N * O::kStep;
+  if (rows == 1) {
+    int64_t e = 0;
+    for (; e + square <= k; e += square) store(to + e / O::kStep, O::load(x + e));
+    if (e < k)
+      store_n(to + e / O::kStep, O::load_n(x + e, static_cast<int>(k - e)),
+              static_cast<int>(steps_of<T>(k - e)));
+    return;
+  }
+  for (int64_t row = 0; row < rows; row += N) {
+    const int64_t lanes = at_most(N, rows - row);
+    for (int64_t e = 0; e < k; e += square) {
+      const int64_t rest = at_most(square, k - e), steps = steps_of<T>(rest);
+      V r[N];
+#pragma GCC unroll 16
+      for (int i = 0; i < N; i++) {
+        const T* p = x + (row + i) * ldx + e;
+        if (i >= lanes)
+          r[i] = set1<V>(0);
+        else
+          r[i] = rest == square ? O::load(p) : O::load_n(p, static_cast<int>(rest));
+      }
+      transpose(r);
+      compute_t<T>* at = to + e / O::kStep * rows + row;
+#pragma GCC unroll 16
+      for (int i = 0; i < N; i++)
+        if (i < steps) store_n(at + i * rows, r[i], static_cast<int>(lanes));
+    }
+  }
+}
+
+constexpr int kUnrolled = 4;
+// Bytes of x fetched before their use: its tiles follow one another, and come from the last cache.
+constexpr int64_t kRowsAhead = 6144;
+
+// Memory that is read soon: `lines` of 64 bytes are asked for every kUnrolled steps, and after
+// `run` such times the walk goes on at the next row.
+struct Ahead {
+  const char* from;
+  int64_t lines, run, left, jump;
+};
+FUSEDOPS_INLINE void ask(Ahead& ahead) {
+  for (int64_t l = 0; l < ahead.lines; l++) prefetch_far(ahead.from + 64 * l);
+  ahead.from += 64 * ahead.lines;
+  if (--ahead.left == 0) ahead.from += ahead.jump, ahead.left = ahead.run;
+}
+
+// How a tile finds its block of the panel: in the second cache, beside which it asks for the next
+// one; or at first use, as the only tile: then it asks for its own, kPanelAhead bytes on.
+enum class Source { cached, streamed };
+constexpr int64_t kPanelAhead = 4096;
+
+// c[i][j] (+)= sum over steps of x[step][i] * panel[step][j], for the first `Vectors` of a panel.
+// The order of the additions depends on nothing but the steps and `from`.
+template <class T, int Rows, int Vectors, Source from, class P>
+__attribute__((noinline)) void tile(const compute_t<T>* x, int64_t steps, const P* panel,
+                                    compute_t<T>* c, bool add, Ahead ahead) {
+  using O = operands_t<T>;
+  using V = typename O::V;
+  constexpr int64_t columns = kPanelColumns<T>,
+                    row_bytes = columns * static_cast<int64_t>(sizeof(P)),
+                    longest = from == Source::streamed ? kShortChainSteps<T> : kChainSteps<T>;
+  do {
+    V acc[Rows][Vectors];
+#pragma GCC unroll 6
+    for (int i = 0; i < Rows; i++)
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; j++) acc[i][j] = set1<V>(0);
+    const auto step = [&](int u) __attribute__((always_inline)) {
+      if constexpr (from == Source::streamed)
+#pragma GCC unroll 4
+        for (int64_t b = 0; b < row_bytes; b += 64)
+          prefetch(reinterpret_cast<const char*>(panel + u * columns) + kPanelAhead + b);
+      V b[Vectors];
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; j++) b[j] = load<V>(panel + u * columns + j * V::N);
+      // Loaded once: the compiler would repeat the load in every multiplication.
+      if constexpr (Rows > 1)
+#pragma GCC unroll 4
+        for (int j = 0; j < Vectors; j++) FUSEDOPS_KEEP(b[j].v);
+      const auto xs = factors<V, Rows>(x + u * Rows);
+#pragma GCC unroll 6
+      for (int i = 0; i < Rows; i++) {
+        const auto a = factor<V>(xs, i);
+#pragma GCC unroll 4
+        for (int j = 0; j < Vectors; j++) acc[i][j] = O::multiply_add(a, b[j], acc[i][j]);
+      }
+    };
+    const int64_t chain = at_most(steps, longest);
+    int64_t s = 0;
+    for (; s + kUnrolled <= chain; s += kUnrolled) {
+      if constexpr (from == Source::cached) {
+        ask(ahead);
+#pragma GCC unroll 4
+        for (int64_t l = 0; l < Rows * kUnrolled * static_cast<int64_t>(sizeof(*x)); l += 64)
+          prefetch(reinterpret_cast<const char*>(x) + kRowsAhead + l);
+      }
+#pragma GCC unroll 4
+      for (int u = 0; u < kUnrolled; u++) step(u);
+      x += kUnrolled * Rows;
+      panel += kUnrolled * columns;
+    }
+    for (; s < chain; s++) {
+      step(0);
+      x += Rows;
+      panel += columns;
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < Rows; i++)
+#pragma GCC unroll 4
+      for (int j = 0; j < Vectors; j++) {
+        compute_t<T>* to = c + i * columns + j * V::N;
+        store(to, add ? load<V>(to) + acc[i][j] : acc[i][j]);
+      }
+    add = true;
+    steps -= chain;
+  } while (steps > 0);
+}
+
+template <class T, int Vectors, Source from, class P>
+FUSEDOPS_INLINE void tile_of(int64_t rows, const compute_t<T>* x, int64_t steps, const P* panel,
+                             compute_t<T>* c, bool add, const Ahead& ahead) {
+  switch (rows) {
+    case 1:
+      return tile<T, 1, Vectors, from>(x, steps, panel, c, add, ahead);
+    case 2:
+      return tile<T, 2, Vectors, from>(x, steps, panel, c, add, ahead);
+    case 3:
+      return tile<T, 3, Vectors, from>(x, steps, panel, c, add, ahead);
+    case 4:
+      return tile<T, 4, Vectors, from>(x, steps, panel, c, add, ahead);
+    case 5:
+      return tile<T, 5, Vectors, from>(x, steps, panel, c, add, ahead);
+    default:
+      return tile<T, kTileRows, Vectors, from>(x, steps, panel, c, add, ahead);
+  }
+}
+
+// The vectors that hold the first `cols` columns: the last panel of a layer may be nearly empty.
+template <class T, class P>
+FUSEDOPS_INLINE void any_tile(int64_t rows, int64_t cols, const compute_t<T>* x, int64_t steps,
+                              const P* panel, compute_t<T>* c, bool add, const Ahead& ahead) {
+  constexpr int N = Vec<compute_t<T>>::N;
+  if (cols > (kTileVectors - 1) * N)
+    return tile_of<T, kTileVectors, Source::cached>(rows, x, steps, panel, c, add, ahead);
+  if constexpr (kTileVectors > 2) {
+    if (cols > 2 * N) return tile_of<T, 3, Source::cached>(rows, x, steps, panel, c, add, ahead);
+    if (cols > N) return tile_of<T, 2, Source::cached>(rows, x, steps, panel, c, add, ahead);
+  }
+  return tile_of<T, 1, Source::cached>(rows, x, steps, panel, c, add, ahead);
+}
+
+}  // namespace
+}  // namespace fusedops::FUSEDOPS_ISA

@@ -1,0 +1,355 @@
+// The call of a plan. What must be asked of x and out goes straight to the tensor's own methods: in
+// Python the questions would cost more than the kernel of a small layer.
+#include "plan.h"
+
+#include <pybind11/stl.h>
+
+#include <array>
+#include <functional>
+#include <string>
+#include <utility>
+
+#include "../approximate.h"
+#include "../check.h"
+#include "../isa.h"
+#include "../run.h"
+
+namespace py = pybind11;
+
+namespace fusedops {
+namespace {
+
+// An own reference, or null after an error.
+py::object own(PyObject* p) { return py::reinterpret_steal<py::object>(p); }
+
+py::object attribute(py::handle t, py::handle name) {
+  return own(PyObject_GetAttr(t.ptr(), name.ptr()));
+}
+py::object method(py::handle t, py::handle name) {
+  return own(PyObject_CallMethodNoArgs(t.ptr(), name.ptr()));
+}
+py::object call(py::handle f) { return own(PyObject_CallNoArgs(f.ptr())); }
+
+py::str interned(const char* name) {
+  return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name));
+}
+
+// Names of a tensor's attributes, and what plan.py knows of torch under the same names as there.
+struct Torch {
+  explicit Torch(const py::dict& tools)
+      : Tensor(tools["Tensor"]),
+        Parameter(tools["Parameter"]),
+        forward_ad(tools["forward_ad"].attr("__dict__")),
+        is_grad_enabled(tools["is_grad_enabled"]),
+        is_inference_mode_enabled(tools["is_inference_mode_enabled"]),
+        transform_level(tools["transform_level"]),
+        tracing_state(tools["tracing_state"]),
+        proxy_mode(tools["proxy_mode"]),
+        is_before_dispatch(tools["is_before_dispatch"]),
+        empty_like(tools["empty_like"]),
+        count_write(tools["count_write"]) {}
+
+  py::object Tensor, Parameter;
+  py::dict forward_ad;  // of that module
+  py::object is_grad_enabled, is_inference_mode_enabled, transform_level, tracing_state, proxy_mode;
+  py::object is_before_dispatch, empty_like, count_write;
+
+  py::str dtype = interned("dtype"), shape = interned("shape"), is_cpu = interned("is_cpu"),
+          is_contiguous = interned("is_contiguous"), is_neg = interned("is_neg"),
+          is_inference = interned("is_inference"), requires_grad = interned("requires_grad"),
+          data_ptr = interned("data_ptr"), current_level = interned("_current_level");
+
+  bool is_tensor(py::handle t) const {
+    const PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(t.ptr()));
+    return type == Tensor.ptr() || type == Parameter.ptr();
+  }
+
+  bool is_recorded(py::handle t) const {
+    return attribute(t, requires_grad).ptr() != Py_False && call(is_grad_enabled).ptr() != Py_False;
+  }
+
+  // No graph is being recorded, and no torch.func transform and no forward-mode level is open.
+  bool is_alone() const {
+    PyObject* level = PyDict_GetItemWithError(forward_ad.ptr(), current_level.ptr());  // borrowed
+    return call(tracing_state).ptr() == Py_None && call(proxy_mode).ptr() == Py_None &&
+           call(is_before_dispatch).ptr() == Py_False && call(transform_level).ptr() == Py_None &&
+           level && PyLong_AsLong(level) == -1;
+  }
+
+  void* address(py::handle t) const {
+    const py::object value = method(t, data_ptr);
+    if (!value) throw py::error_already_set();
+    return PyLong_AsVoidPtr(value.ptr());
+  }
+};
+
+// One plan, as Python calls it: plan(x, out=None), with offset=None where it takes one.
+struct Call {
+  std::string op;
+  Torch torch;
+  py::object dtype, shape, like, like_shape;
+  py::object refuse;  // (op, name, tensor, dtype, shape) says what is wrong with a tensor
+  std::function<void(const void*, void*, bool, int64_t)> run;
+  bool takes_offset;
+  int64_t usual_offset;
+
+  bool fits(py::handle t, const py::object& wanted) const {
+    if (!torch.is_tensor(t) || attribute(t, torch.dtype).ptr() != dtype.ptr()) return false;
+    const py::object given = attribute(t, torch.shape);
+    return given && PyObject_RichCompareBool(given.ptr(), wanted.ptr(), Py_EQ) == 1 &&
+           method(t, torch.is_contiguous).ptr() == Py_True &&
+           attribute(t, torch.is_cpu).ptr() == Py_True &&
+           method(t, torch.is_neg).ptr() == Py_False && !torch.is_recorded(t);
+  }
+
+  void require(bool met, const char* name, py::handle t, const py::object& wanted) const {
+    if (met) return;
+    PyErr_Clear();
+    refuse(op, name, t, dtype, wanted);
+    fail(op.c_str(), name, " must fit the plan but got one that does not");
+  }
+
+  void execute(py::handle x, py::handle y, bool fresh, int64_t offset) const {
+    const void* from = torch.address(x);
+    void* to = torch.address(y);
+    const py::gil_scoped_release released;
+    run(from, to, fresh, offset);
+  }
+
+  py::object into_fresh(py::handle x, int64_t offset) const {
+    py::object y = own(PyObject_CallOneArg(torch.empty_like.ptr(), like.ptr()));
+    if (!y) throw py::error_already_set();
+    if (!torch.is_tensor(y))
+      fail(op.c_str(), "a plan must not be called under a mode that makes other tensors but got ",
+           Py_TYPE(y.ptr())->tp_name);
+    execute(x, y, true, offset);
+    return y;
+  }
+
+  py::object into(py::handle out, py::handle x, int64_t offset) const {
+    require(fits(out, like_shape), "out", out, like_shape);
+    const bool counts = method(out, torch.is_inference).ptr() == Py_False;
+    if (!counts && call(torch.is_inference_mode_enabled).ptr() != Py_True)
+      fail(op.c_str(),
+           "out, an inference tensor, must be written inside inference_mode but got a call "
+           "outside it");
+    execute(x, out, false, offset);
+    if (counts) torch.count_write(py::make_tuple(out));
+    return py::reinterpret_borrow<py::object>(out);
+  }
+};
+
+struct PlanObject {
+  PyObject_HEAD Call* call;
+};
+
+// x, out and offset out of (args, kwargs); those not given stay None.
+void parse(const Call& plan, PyObject* args, PyObject* kwargs, std::array<PyObject*, 3>& values) {
+  const Py_ssize_t n = PyTuple_GET_SIZE(args);
+  if (n > 2) throw py::type_error("a plan takes x and out by position");
+  for (Py_ssize_t i = 0; i < n; i++) values[static_cast<size_t>(i)] = PyTuple_GET_ITEM(args, i);
+  PyObject *name = nullptr, *value = nullptr;
+  for (Py_ssize_t at = 0; kwargs && PyDict_Next(kwargs, &at, &name, &value);) {
+    const std::string key = py::cast<std::string>(name);
+    const int i = key == "x" ? 0 : key == "out" ? 1 : key == "offset" && plan.takes_offset ? 2 : -1;
+    if (i < 0) throw py::type_error("a plan of this kind takes no argument " + key);
+    if (i < n) throw py::type_error("a plan takes one value of " + key);
+    values[static_cast<size_t>(i)] = value;
+  }
+}
+
+PyObject* call_plan(PyObject* self, PyObject* args, PyObject* kwargs) {
+  try {
+    const Call& plan = *reinterpret_cast<PlanObject*>(self)->call;
+    std::array<PyObject*, 3> values = {Py_None, Py_None, Py_None};
+    parse(plan, args, kwargs, values);
+    const py::handle x = values[0], out = values[1];
+    int64_t offset = plan.usual_offset;
+    if (values[2] != Py_None) offset = PyLong_AsLongLong(values[2]);
+    if (offset == -1 && PyErr_Occurred()) return nullptr;
+    // In this order: the shape of a tensor that is being traced is made of tensors.
+    plan.require(plan.torch.is_alone() && plan.fits(x, plan.shape), "x", x, plan.shape);
+    return (out.is_none() ? plan.into_fresh(x, offset) : plan.into(out, x, offset)).release().ptr();
+  } catch (py::error_already_set& e) {
+    e.restore();
+  } catch (const py::builtin_exception& e) {
+    e.set_error();
+  } catch (const std::exception& e) {
+    PyErr_SetString(PyExc_RuntimeError, e.what());
+  }
+  return nullptr;
+}
+
+// A plan never changes: its copy is itself.
+PyObject* copy_plan(PyObject* self, PyObject*) { return Py_NewRef(self); }
+
+PyObject* reduce_plan(PyObject* self, PyObject*) {
+  return PyErr_Format(PyExc_RuntimeError,
+                      "[%s] a plan must be made where it runs but got a call to pickle it",
+                      reinterpret_cast<PlanObject*>(self)->call->op.c_str());
+}
+
+void delete_plan(PyObject* self) {
+  PyTypeObject* type = Py_TYPE(self);
+  delete reinterpret_cast<PlanObject*>(self)->call;
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+PyMethodDef plan_methods[] = {{"__copy__", &copy_plan, METH_NOARGS, nullptr},
+                              {"__deepcopy__", &copy_plan, METH_O, nullptr},
+                              {"__reduce__", &reduce_plan, METH_NOARGS, nullptr},
+                              {nullptr, nullptr, 0, nullptr}};
+
+template <class F>
+void* slot(F* f) {
+  return reinterpret_cast<void*>(f);
+}
+
+// A type of our own: a call through pybind11 takes longer than the kernel of a small layer.
+PyTypeObject* plan_type() {
+  static PyType_Slot slots[] = {
+      {Py_tp_call, slot(&call_plan)},
+      {Py_tp_dealloc, slot(&delete_plan)},
+      {Py_tp_methods, plan_methods},
+      {Py_tp_doc,
+       const_cast<char*>("What fusedops.plan makes; fusedops.plan says how to call it.")},
+      {0, nullptr}};
+  static PyType_Spec spec = {"fusedops._C.Plan", sizeof(PlanObject), 0,
+                             Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
+  static PyObject* type = PyType_FromSpec(&spec);
+  if (!type) throw py::error_already_set();
+  return reinterpret_cast<PyTypeObject*>(type);
+}
+
+py::object object_of(Call&& call) {
+  PlanObject* self = PyObject_New(PlanObject, plan_type());
+  if (!self) throw py::error_already_set();
+  self->call = new Call(std::move(call));
+  return own(reinterpret_cast<PyObject*>(self));
+}
+
+// What a tensor was like: whether it is the same one, unwritten as far as can be seen. The version
+// of an inference tensor is None.
+struct Snapshot {
+  explicit Snapshot(const py::object& t)
+      : tensor(t),
+        storage(t.attr("untyped_storage")()),  // kept: nothing else can come to lie there
+        version(version_of(t)),
+        pointer(t.attr("data_ptr")()),
+        dtype(t.attr("dtype")),
+        shape(t.attr("shape")),
+        stride(t.attr("stride")()),
+        table(&kernels()) {}
+
+  static py::object version_of(py::handle t) {
+    static PyObject* const name = PyUnicode_InternFromString("_version");
+    py::object v = attribute(t, name);
+    if (v) return v;
+    PyErr_Clear();
+    return py::none();
+  }
+
+  bool matches(py::handle t) const {
+    static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
+    static PyObject* const dtype_ = PyUnicode_InternFromString("dtype");
+    static PyObject* const shape_ = PyUnicode_InternFromString("shape");
+    static PyObject* const stride_ = PyUnicode_InternFromString("stride");
+    const auto equal = [](const py::object& a, const py::object& b) {
+      return a && PyObject_RichCompareBool(a.ptr(), b.ptr(), Py_EQ) == 1;
+    };
+    return t.ptr() == tensor.ptr() && table == &kernels() && equal(version_of(t), version) &&
+           equal(method(t, data_ptr), pointer) && attribute(t, dtype_).ptr() == dtype.ptr() &&
+           equal(attribute(t, shape_), shape) && equal(method(t, stride_), stride);
+  }
+
+  py::object tensor, storage, version, pointer, dtype, shape, stride;
+  const KernelTable* table;  // of the ISA in use then
+};
+
+PyObject* call_snapshot(PyObject* self, PyObject* tensor) {
+  const bool same = static_cast<Snapshot*>(PyCapsule_GetPointer(self, nullptr))->matches(tensor);
+  if (!same) PyErr_Clear();
+  return PyBool_FromLong(same);
+}
+
+py::object snapshot(const py::object& tensor) {
+  static PyMethodDef called = {"snapshot", &call_snapshot, METH_O, "(tensor): is it the same?"};
+  const py::capsule self(new Snapshot(tensor), [](void* p) { delete static_cast<Snapshot*>(p); });
+  return own(PyCFunction_New(&called, self.ptr()));
+}
+
+// Addresses are those of Tensor.data_ptr(). `given`: op, dtype, shape, like and refuse of Call,
+// and what Torch takes.
+void* at(uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+Call call_of(const py::dict& given) {
+  const py::object like = given["like"];
+  return {given["op"].cast<std::string>(),
+          Torch(given),
+          given["dtype"],
+          given["shape"],
+          like,
+          like.attr("shape"),
+          given["refuse"],
+          {},
+          false,
+          0};
+}
+
+py::object linear_plan(const py::dict& given, uintptr_t weight, uintptr_t bias, int64_t m,
+                       int64_t n, int64_t k, const std::string& dtype,
+                       const std::string& approximate, int threads) {
+  Call call = call_of(given);
+  LinearArgs a = {};
+  a.w = at(weight), a.bias = at(bias);
+  a.m = m, a.n = n, a.k = k;
+  a.act = activation_of(call.op.c_str(), approximate);
+  const LinearPlan plan(a, dtype_named(dtype), threads);
+  call.run = [plan](const void* x, void* y, bool fresh, int64_t) { plan.run(x, y, fresh); };
+  return object_of(std::move(call));
+}
+
+py::object rope_plan(const py::dict& given, uintptr_t cos, uintptr_t sin, uintptr_t position_ids,
+                     const std::array<int64_t, 4>& shape, int64_t half, int64_t table_rows,
+                     bool table_batched, bool ids_batched, const std::string& dtype,
+                     const std::string& table_dtype, int64_t offset, bool bshd, bool interleaved,
+                     bool conjugate) {
+  Call call = call_of(given);
+  call.takes_offset = true;
+  call.usual_offset = offset;
+  RopeArgs a = {};
+  a.cos = at(cos), a.sin = at(sin), a.position_ids = at(position_ids);
+  a.batch = shape[0], a.heads = shape[1], a.seq = shape[2], a.head_dim = shape[3];
+  a.half = half;
+  if (table_batched) a.cos_batch = a.sin_batch = table_rows * half;
+  if (ids_batched) a.id_batch = a.seq;
+  a.interleaved = interleaved, a.conjugate = conjugate;
+  const RopePlan plan(a, dtype_named(dtype), dtype_named(table_dtype), table_rows, bshd);
+  call.run = [plan](const void* x, void* y, bool fresh, int64_t by) { plan.run(x, y, by, fresh); };
+  return object_of(std::move(call));
+}
+
+}  // namespace
+
+DType dtype_named(const std::string& name) {
+  const std::pair<const char*, DType> all[] = {
+      {"f32", DType::f32}, {"f16", DType::f16}, {"bf16", DType::bf16}, {"f64", DType::f64}};
+  for (const auto& [known, type] : all)
+    if (name == known) return type;
+  fail("plan", "dtype must be f32, f16, bf16 or f64 but got ", name);
+}
+
+void bind_plans(py::module_& m) {
+  using namespace py::literals;
+  m.attr("Plan") = py::handle(reinterpret_cast<PyObject*>(plan_type()));
+  m.def("snapshot", &snapshot, "tensor"_a,
+        "A function that says whether a tensor is this one, unwritten and on this ISA.");
+  m.def("linear_plan", &linear_plan, "given"_a, "weight"_a, "bias"_a, "m"_a, "n"_a, "k"_a,
+        "dtype"_a, "approximate"_a, "threads"_a);
+  m.def("rope_plan", &rope_plan, "given"_a, "cos"_a, "sin"_a, "position_ids"_a, "shape"_a, "half"_a,
+        "table_rows"_a, "table_batched"_a, "ids_batched"_a, "dtype"_a, "table_dtype"_a, "offset"_a,
+        "bshd"_a, "interleaved"_a, "conjugate"_a);
+}
+
+}  // namespace fusedops
