@@ -1,4 +1,4 @@
-"""linux_wheel.py WHEEL...: hold wheels for Linux to manylinux_2_28, by what auditwheel says of them."""
+"""linux_wheel.py WHEEL...: hold wheels to manylinux_2_28, by what auditwheel says of them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ def faults(report: dict[str, Any]) -> list[str]:
     found = []
     tag = re.fullmatch(r"manylinux_(\d+)_(\d+)_\w+", report["sym_tag"])
     if tag is None or (int(tag[1]), int(tag[2])) > FLOOR:
-        symbols = {name: versions for name, versions in report["versioned_symbols"].items()}
-        found.append(f"needs {report['sym_tag']} for its symbols: {symbols}")
+        found.append(f"needs {report['sym_tag']} for its symbols: {report['versioned_symbols']}")
     if sorted(report["external_libs"]) != MISSING:
         found.append(f"needs {sorted(report['external_libs'])} and not {MISSING} alone")
     if report["unsupported_isa"]:

@@ -1,4 +1,4 @@
-"""Mach-O files for arm64, read without Apple's tools: what a dynamic linker of macOS reads of them."""
+"""Mach-O files for arm64, read without Apple's tools: what macOS reads of them to load them."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 macos_wheel.py unpack WHEEL DIR FOLDER...  the files of a wheel that lie in these folders
 macos_wheel.py record LIB OUT              what the libraries of torch in a folder import and export
-macos_wheel.py stub OUT RECORD...          a link stub of libc++: the symbols that torch imports of it
+macos_wheel.py stub OUT RECORD...          a link stub of libc++: what torch imports of it
 macos_wheel.py audit WHEEL RECORD...       list what the wheel's binaries load, and every fault
 """
 
@@ -24,7 +24,7 @@ MINIMUM = "14.0"
 LIBRARY, EXTENSION = "fusedops/libfusedops.dylib", "_C.cpython-{}-darwin.so"
 TORCH, OWN = "@rpath/libtorch_cpu.dylib", "@rpath/libfusedops.dylib"
 LIBCXX, LIBSYSTEM = "/usr/lib/libc++.1.dylib", "/usr/lib/libSystem.B.dylib"
-# Of the standard's exceptions torch throws all but one; the library has had it since its first release.
+# Of the standard's exceptions torch throws all but one; the library has always had it.
 STANDARD = {"__ZNSt12domain_errorD1Ev", "__ZTISt12domain_error", "__ZTVSt12domain_error"}
 
 Record = dict[str, Any]
@@ -150,7 +150,7 @@ def faults_of_extension(binary: macho.Binary, records: dict[str, Record], tag: s
 
 
 def is_of_python(symbol: str, tag: str, records: list[Record]) -> bool:
-    """torch takes it from Python as well; or the Python of that version that runs this has it."""
+    """Torch takes it from Python as well; or the Python of that version that runs this has it."""
     if any(symbol in record["python"] for record in records):
         return True
     same = tag == f"cp{sys.version_info.major}{sys.version_info.minor}"
