@@ -23,7 +23,7 @@ help: ## this list
 
 build: $(STAMPS)/installed ## create .venv, build the extension, install the package editable
 
-test: build $(STAMPS)/test $(STAMPS)/demo ## everything: the whole suite, then the built wheel's fast lane
+test: build $(STAMPS)/test $(STAMPS)/demo ## everything: the whole suite, then the fast lane on the audited wheel
 	$(PYTEST)
 	@bash scripts/test-wheel.sh
 

@@ -12,6 +12,11 @@
 #include "../check.h"
 #include "../dtype.h"
 
+// A newer torch's name; under TORCH_TARGET_VERSION 2.10 it means the same.
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK
+#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
+
 namespace fusedops {
 
 using torch::stable::Tensor;
@@ -79,10 +84,10 @@ struct ToImpl<fusedops::Text> {
     const StringHandle handle = to<StringHandle>(value);
     size_t length = 0;
     const char* data = nullptr;
-    TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
-    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
     fusedops::Text copy{{data, length}};
-    TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
     return copy;
   }
 };
