@@ -236,6 +236,8 @@ class BuildBinaries(build_ext):
             f"-isystem {_path(python_include())}",
             f"-isystem {_path(Path(pybind11.get_include()))}",
         ]
+        if TARGET:  # Debian's Python.h includes a header of its machine by a path from there
+            python.append(f"-idirafter {_path(python_include().parent)}")
         module = package / f"_C{extension_suffix()}"
         origin = "@loader_path" if mac else "'$$ORIGIN'"
         build.link(

@@ -76,7 +76,10 @@ def functions(objdump: str, path: Path) -> Iterator[tuple[str, list[Instruction]
 
 
 def innermost_loops(code: list[Instruction]) -> Iterator[list[Instruction]]:
-    """From the target of a jump back to the jump, where no other such jump lies between."""
+    """From the target of a jump back to the jump, where no other such loop that computes lies between.
+
+    One that only asks for memory ahead does not count: its instructions do, once.
+    """
     places = {instruction.address: i for i, instruction in enumerate(code)}
     back = []
     for i, (address, name, operands) in enumerate(code):
@@ -84,7 +87,8 @@ def innermost_loops(code: list[Instruction]) -> Iterator[list[Instruction]]:
             target = re.search(r"([0-9a-f]+) <", operands)
             start = places.get(int(target[1], 16)) if target else None
             if start is not None and int(target[1], 16) <= address:  # type: ignore[index]
-                back.append((start, i))
+                if any(map(flops, code[start : i + 1])):
+                    back.append((start, i))
     for start, end in back:
         if not any((s, e) != (start, end) and start <= s and e <= end for s, e in back):
             yield code[start : end + 1]

@@ -26,7 +26,7 @@ case $target in
     torch=$("$python" -c 'import torch; print(torch.__version__.split("+")[0])')
     bash scripts/cross-tools.sh build/cross
     bash scripts/arm64-python.sh build/arm64 "$torch"
-    export FUSEDOPS_TARGET=$target CXX=$PWD/build/arm64/c++
+    export FUSEDOPS_TARGET=$target CXX=$PWD/build/cross/bin/aarch64-linux-gnu-g++
     export FUSEDOPS_TARGET_TORCH=$PWD/build/arm64/torch-$torch/lib/python3.11/site-packages/torch
     export FUSEDOPS_TARGET_PYTHON=$PWD/build/arm64/sysroot/usr/include/python3.11
     ;;
