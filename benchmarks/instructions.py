@@ -76,9 +76,9 @@ def functions(objdump: str, path: Path) -> Iterator[tuple[str, list[Instruction]
 
 
 def innermost_loops(code: list[Instruction]) -> Iterator[list[Instruction]]:
-    """From the target of a jump back to the jump, where no other such loop that computes lies between.
+    """From the target of a jump back to the jump, where no other such loop lies between.
 
-    One that only asks for memory ahead does not count: its instructions do, once.
+    One that only asks for memory ahead does not count as such; its instructions do, once.
     """
     places = {instruction.address: i for i, instruction in enumerate(code)}
     back = []
@@ -86,9 +86,10 @@ def innermost_loops(code: list[Instruction]) -> Iterator[list[Instruction]]:
         if re.match(r"j[a-z]+$|b(\.\w+)?$|cbn?z$|tbn?z$", name):
             target = re.search(r"([0-9a-f]+) <", operands)
             start = places.get(int(target[1], 16)) if target else None
-            if start is not None and int(target[1], 16) <= address:  # type: ignore[index]
-                if any(map(flops, code[start : i + 1])):
-                    back.append((start, i))
+            if start is None or int(target[1], 16) > address:  # type: ignore[index]
+                continue
+            if any(map(flops, code[start : i + 1])):
+                back.append((start, i))
     for start, end in back:
         if not any((s, e) != (start, end) and start <= s and e <= end for s, e in back):
             yield code[start : end + 1]
