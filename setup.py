@@ -178,13 +178,17 @@ def _path(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-def library_objects(build: Ninja, include: Path) -> list[str]:
-    """Compile what libfusedops is made of: the kernels once per ISA, everything else once."""
-    torch_flags = [
+def torch_flags(include: Path) -> list[str]:
+    """What a source needs that includes torch's stable headers."""
+    return [
         f"-isystem {_path(include)}",
         f"-isystem {_path(include / 'torch/csrc/api/include')}",
         f"-DTORCH_TARGET_VERSION={TORCH_TARGET}ULL",
     ]
+
+
+def library_objects(build: Ninja, include: Path) -> list[str]:
+    """Compile what libfusedops is made of: the kernels once per ISA, everything else once."""
     kernels = [
         build.compile(source, f"isa_{name}", COMMON + WARNINGS + KERNEL + isa_flags)
         for name, header, flags in isa_rows()
@@ -192,7 +196,7 @@ def library_objects(build: Ninja, include: Path) -> list[str]:
         for source in sorted((CSRC / "kernels").glob("*.cpp"))
     ]
     return kernels + [
-        build.compile(source, "core", COMMON + WARNINGS + torch_flags)
+        build.compile(source, "core", COMMON + WARNINGS + torch_flags(include))
         for source in sorted(CSRC.glob("*.cpp")) + sorted((CSRC / "ops").glob("*.cpp"))
     ]
 
