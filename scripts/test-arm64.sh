@@ -6,16 +6,18 @@ cd "$(dirname "$0")/.."
 
 newest=$(.venv/bin/python -c 'import torch; print(torch.__version__.split("+")[0])')
 oldest=2.10.0
-# torch, CPU model, the rows that are tested there, and the tests: of the kernels and ops, all that the
-# fast lane has or those of accuracy and opcheck. What is Python alone is the same on every machine, and
-# the row portable is tested on the other architecture.
+# torch, CPU model, the rows that are tested there, and which tests of the kernels and ops: those of
+# the fast lane that compile nothing, or those of accuracy and opcheck. What is Python alone is the same
+# on every machine, and the row portable is tested on the other architecture.
+ops="not compile and not export and not prefill and not decode and not accuracy"
+bars="accuracy or opcheck"
 runs=(
-  "$newest max,sve=off,pauth=off neon_bf16,neon_fhm test"
-  "$oldest max,sve=off,pauth=off neon_bf16,neon accuracy or opcheck"
-  "$newest neoverse-v1 neon_bf16 accuracy or opcheck"
-  "$newest neoverse-n1 neon accuracy or opcheck"
+  "$newest max,sve=off,pauth=off neon_bf16,neon_fhm $ops"
+  "$oldest max,sve=off,pauth=off neon_fhm $bars"
+  "$newest neoverse-v1 neon_bf16 $bars"
+  "$newest neoverse-n1 neon $bars"
 )
-files=(tests/test_{accuracy,rope,gelu,linear,gelu_linear}.py)
+files=(tests/test_{accuracy,rope,gelu,activation,linear,gelu_linear,packed,packed_ops,quantized}.py)
 
 die() {
   echo "test-arm64: $*" >&2
@@ -69,6 +71,7 @@ for i in "${!runs[@]}"; do
     tail -n 60 "$work/$i.log"
     failed=1
   fi
+  grep '^SKIPPED' "$work/$i.log" || true
   seen+=,$ran
 done
 
