@@ -65,7 +65,7 @@ annotated=_LIBCPP_HAS_VENDOR_AVAILABILITY_ANNOTATIONS
 flags=(-fno-sized-deallocation "-U\$annotated" "-D\$annotated=1")
 for flag; do
   case \$flag in
-    -shared) language=cc libraries=("$dir/libc++.1.tbd") ;;
+    -shared) language=cc libraries=("$dir/libc++.1.tbd" -O2) ;;
     -march=armv8-a*) flag=-mcpu=generic ;;
     -march=armv8.2-a*)
       flag=-mcpu=generic+v8_2a\${flag#-march=armv8.2-a}
