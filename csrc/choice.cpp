@@ -57,25 +57,21 @@ Backend by_default(const std::string& isa, bool with_units, Product p, DType t, 
                    int64_t n, int64_t k) {
   // Accelerate multiplies on matrix units that no other library reaches.
   if (with_units && m >= 64 && n >= 256 && k >= 256) return Backend::aten;
-  const bool avx512 = isa == "avx512bf16" || isa == "avx512", pairs = isa == "avx512bf16";
+  const bool pairs = isa == "avx512bf16", avx512 = pairs || isa == "avx512";
+  const bool few = m >= 4 && m < 16;
   bool aten = false, direct = false;
-  switch (p) {
-    case Product::forward:
-      aten = avx512 && t == DType::f32 && n < 64 && k >= 1024 && m >= 64 && m < 256;
-      break;
-    case Product::input_gradient:
-      if (t == DType::f32)
-        aten = avx512 && n >= 1024 && ((k < 64 && m < 256) || (k < 1024 && m == 1));
-      direct = pairs && t == DType::bf16 && k < 64 && n >= 1024 && m >= 64;
-      break;
-    case Product::weight_gradient:
-      if (t == DType::f64) aten = m == 1;
-      if (t == DType::f32)
-        aten = m == 1 ? n >= 64 || k >= 256 : avx512 && n >= 256 && (k < 64 || (k < 256 && m < 16));
-      if (t == DType::f16) aten = avx512 && m < 4 && n >= 1024 && k < 256;
-      if (t == DType::bf16 && pairs)
-        direct = m < 512 ? n >= 1024 || (n >= 256 && k >= 256) || (n >= 64 && k >= 4096)
-                         : k < 64 && n >= 256;
+  if (p == Product::forward) {
+    aten = avx512 && t == DType::f32 && n < 64 && k >= 1024 && m >= 64 && m < 256;
+  } else if (p == Product::input_gradient) {
+    aten = avx512 && t == DType::f32 && n >= 1024 && (m == 1 ? k < 1024 : few && k < 64);
+    direct = pairs && t == DType::bf16 && n >= 1024 && k < 64 && m >= 256;
+  } else if (t == DType::bf16) {
+    direct = pairs && (m < 512 ? n >= 256 && k >= 256 : n >= 256 && k < 64);
+  } else if (t == DType::f16) {
+    aten = avx512 && m < 4 && n >= 1024 && k < 256;
+  } else {
+    aten =
+        m == 1 ? n >= 64 || k >= 256 : avx512 && t == DType::f32 && m < 16 && n >= 256 && k < 256;
   }
   return aten ? Backend::aten : direct ? Backend::aten_direct : Backend::engine;
 }
