@@ -63,12 +63,14 @@ Backend by_default(const std::string& isa, bool with_units, Product p, DType t, 
   if (p == Product::forward) {
     aten = avx512 && t == DType::f32 && n < 64 && k >= 1024 && m >= 64 && m < 256;
   } else if (p == Product::input_gradient) {
-    aten = avx512 && t == DType::f32 && n >= 1024 && (m == 1 ? k < 1024 : few && k < 64);
+    const bool one = m == 1 && (n >= 1024 ? k < 1024 : n >= 256 && k >= 1024);
+    aten = avx512 && t == DType::f32 && (one || (few && n >= 1024 && k < 64));
     direct = pairs && t == DType::bf16 && n >= 1024 && k < 64 && m >= 256;
   } else if (t == DType::bf16) {
-    direct = pairs && (m < 512 ? n >= 256 && k >= 256 : n >= 256 && k < 64);
+    const bool wide = n >= 4096 || (n >= 1024 && k >= 64) || (n >= 256 && k >= 256);
+    direct = pairs && (m < 512 ? wide : n >= 256 && k < 64);
   } else if (t == DType::f16) {
-    aten = avx512 && m < 4 && n >= 1024 && k < 256;
+    aten = avx512 && m == 1 && n >= 1024 && k < 256;
   } else {
     aten =
         m == 1 ? n >= 64 || k >= 256 : avx512 && t == DType::f32 && m < 16 && n >= 256 && k < 256;
