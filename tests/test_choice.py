@@ -263,6 +263,10 @@ def test_unknown_names_are_refused() -> None:
         fusedops.backend.use("mkl")
     with pytest.raises(RuntimeError, match=r"\[backend\] product must be forward, "):
         fusedops.backend.chosen("f32", 1, 1, 1, "backward")
+
+
+@pytest.mark.slow
+def test_environment_chooses_the_backend() -> None:
     done = python("import fusedops", FUSEDOPS_BACKEND="mkl")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith("or aten_direct but got mkl")
@@ -407,6 +411,7 @@ def test_environment_ignores_stored_files(monkeypatch: pytest.MonkeyPatch) -> No
     assert chosen() == "engine"
 
 
+@pytest.mark.slow
 def test_import_finds_the_file() -> None:
     choice.store(own_key(), [row()])
     say = "import fusedops; print(fusedops.backend.chosen('f64', 20, 70, 70))"
@@ -542,6 +547,7 @@ def test_where_files_lie(
         assert str(choice.folder()) == "/c/Library/Caches/fusedops/autotune"
 
 
+@pytest.mark.slow
 def test_two_processes_write_at_once() -> None:
     """Each file that a reader sees is whole, whoever wrote it last."""
     code = """
