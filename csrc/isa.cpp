@@ -172,6 +172,9 @@ namespace isa {
 std::vector<std::string> compiled() { return names(false); }
 std::vector<std::string> supported() { return names(true); }
 std::string current() { return current_row().load()->name; }
+size_t index() {
+  return static_cast<size_t>(current_row().load(std::memory_order_relaxed) - rows().data());
+}
 void use(const std::string& name) { current_row().store(&find(name)); }
 }  // namespace isa
 

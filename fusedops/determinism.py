@@ -17,8 +17,9 @@ class deterministic:
     sequence decoded alone has the bits that it has in a batch, packed weights those of plain ones.
     Otherwise few rows are summed in another order than many. For all threads of the process.
 
-    Whatever the mode, bits do not depend on the number of threads, and the results of ``rope``,
-    ``gelu`` and quantized weights not on the batch either.
+    The engine of fusedops computes all products (:mod:`fusedops.backend`). Whatever the mode, its
+    bits do not depend on the number of threads, and the results of ``rope``, ``gelu`` and quantized
+    weights not on the batch either.
     Gradients of weight and bias are sums over the batch: their bits depend on it, as anywhere.
 
     The cost: a few rows pay for the transposition of the weight (docs/ops/gelu_linear.md has

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <new>
 #include <thread>
 
@@ -128,7 +127,9 @@ void LinearCall::run(Activation act, const View& y, const View* z) const {
   a.y = y.data;
   rows_of(y, a.ldy);
   if (z) a.z = z->data, rows_of(*z, a.ldz);
-  run_linear(a, type);
+  const Backend by =
+      a.packed ? Backend::engine : backend_for(Product::forward, type, a.m, a.n, a.k);
+  by == Backend::engine ? run_linear(a, type) : run_by_torch(a, type, by);
 }
 
 void LinearCall::check_out(const Tensor& out, const View& y,
@@ -185,39 +186,6 @@ LinearKernels kernels_for(DType t) {
 #undef OF
 }
 
-// Memory of a call, kept for the thread's next one: fresh pages cost more than what is done in
-// them.
-class Workspace {
- public:
-  ~Workspace() { std::free(memory_); }
-  char* get(int64_t bytes) {
-    if (bytes <= bytes_) return memory_;
-    std::free(memory_);
-    memory_ = nullptr, bytes_ = 0;
-    constexpr int64_t huge = int64_t{2} << 20;
-    const int64_t unit = bytes < huge / 8 ? 4096 : huge;
-    const int64_t size = std::max(pieces(bytes, unit), int64_t{2}) * unit;
-    memory_ = static_cast<char*>(
-        std::aligned_alloc(static_cast<size_t>(unit), static_cast<size_t>(size)));
-    if (!memory_)
-      fail("fusedops", "memory for the workspace must be available but got ", size,
-           " bytes refused");
-    advise_huge_pages(memory_, size);
-    bytes_ = size;
-    return memory_;
-  }
-  // Gives back what only an unusual call needs.
-  void trim() {
-    constexpr int64_t most = int64_t{64} << 20;
-    if (bytes_ <= most) return;
-    std::free(memory_);
-    memory_ = nullptr, bytes_ = 0;
-  }
-
- private:
-  char* memory_ = nullptr;
-  int64_t bytes_ = 0;
-};
 
 // Work is multiply-adds, and reading w once, which costs as much as some more of them.
 int64_t worker_count(const LinearArgs& a, int threads) {

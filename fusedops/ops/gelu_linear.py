@@ -52,6 +52,8 @@ def gelu_linear(
         2.5 ulp32(y), 4 ulp(y) for float64, and 2^-15 |y| for float16 and bfloat16.
         bfloat16 on an ISA with the pair dot product (``avx512bf16``) adds
         2^-126 (sum |input| + sum |weight|) along K: the instruction takes subnormals as zero.
+        The same whoever multiplies (:mod:`fusedops.backend`), but for ``aten_direct``, which is
+        used by name only.
 
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415.
     """

@@ -55,6 +55,8 @@ def linear(
         (2^-53 for float64).
         bfloat16 on an ISA with the pair dot product (``avx512bf16``) adds
         2^-126 (sum |input| + sum |weight|) along K: the instruction takes subnormals as zero.
+        The same whoever multiplies (:mod:`fusedops.backend`), but for ``aten_direct``, which is
+        used by name only.
         An activation multiplies the error of the sum by its slope there and adds its own: none for
         relu, 1 ulp of float32 for relu2, and for the others that of :func:`fusedops.gelu`.
     """
