@@ -19,6 +19,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
+METAL = ROOT / "metal"
 MINIMUM_TORCH = (2, 10)
 # The stable ABI of torch 2.10: what libfusedops.so may use, whatever torch it is built against.
 TORCH_TARGET = "0x020a000000000000"
@@ -123,6 +124,48 @@ def python_include() -> Path:
     return Path(sysconfig.get_paths()["include"])
 
 
+def shader_source(folder: Path = METAL) -> str:
+    """All shaders as one source: what the library hands to Metal's compiler."""
+    seen: set[Path] = set()
+    system: list[str] = []
+
+    def merged(path: Path) -> str:
+        if path in seen:
+            return ""
+        seen.add(path)
+        lines = []
+        for line in path.read_text("ascii").splitlines(keepends=True):
+            own = re.match(r'#include "([^"]+)"', line)
+            if own:
+                lines.append(merged(path.parent / own[1]))
+            elif line.startswith("#include <"):
+                system.append(line)
+            elif not line.startswith("#pragma once"):
+                lines.append(line)
+        return "".join(lines)
+
+    body = "".join(merged(path) for path in sorted(folder.glob("*.metal")))
+    return "".join(dict.fromkeys(system)) + body
+
+
+def shader_header(source: str) -> str:
+    """The source as a C++ string, in pieces: compilers take no literal of any length."""
+    piece = 12_000
+    pieces = [source[i : i + piece] for i in range(0, len(source), piece)]
+    literal = "\n".join(f'R"metal({part})metal"' for part in pieces)
+    name = "namespace fusedops::mps"
+    return f"#pragma once\n{name} {{\nconstexpr char kShaders[] =\n{literal};\n}}  // {name}\n"
+
+
+def embed_shaders() -> Path:
+    """Write shaders.h, which has the source as a string; the folder it is in."""
+    header, text = ROOT / "build/metal/shaders.h", shader_header(shader_source())
+    header.parent.mkdir(parents=True, exist_ok=True)
+    if not header.exists() or header.read_text("ascii") != text:
+        header.write_text(text, "ascii")
+    return header.parent
+
+
 class Ninja:
     """A build.ninja being written: one rule per kind of command."""
 
@@ -206,6 +249,23 @@ def isa_defines(name: str, header: str) -> list[str]:
     return [f"-DFUSEDOPS_ISA={name}", f"'-DFUSEDOPS_SIMD_HEADER=\"{header}.h\"'"]
 
 
+def mps_objects(build: Ninja, include: Path) -> list[str]:
+    """Compile the host side of the Metal kernels: plain C++ on every system."""
+    flags = [*COMMON, *WARNINGS, *torch_flags(include), f"-I{_path(embed_shaders())}"]
+    return [build.compile(source, "core", flags) for source in sorted((CSRC / "mps").glob("*.cpp"))]
+
+
+def link_emulated(build: Ninja, objects: list[str], lib: Path) -> None:
+    """Link what macOS has in libfusedops.dylib as a library for tests on Linux.
+
+    The object files are those of macOS, compiled here, and the checks that they share with the CPU.
+    Who loads it has loaded the emulator's aoti_torch_mps_* before (tests/metal); no package has it.
+    """
+    shared = [f"core/ops/{name}.o" for name in ("tensor", "rope_call", "linear_call")]
+    flags = ["-Wl,--as-needed", f"-L{_path(lib)}", "-ltorch_cpu"]
+    build.link(ROOT / "build/metal/libfusedops_mps.so", [*objects, *shared], flags)
+
+
 class BuildBinaries(build_ext):
     """Build libfusedops.so beside _C, both in the package."""
 
@@ -223,6 +283,10 @@ class BuildBinaries(build_ext):
         mac = PLATFORM.startswith("macosx")
 
         objects = library_objects(build, include)
+        if mac:
+            objects += mps_objects(build, include)
+        elif os.environ.get("FUSEDOPS_EMULATED_MPS") == "1":
+            link_emulated(build, mps_objects(build, include), lib)
         library = package / ("libfusedops.dylib" if mac else "libfusedops.so")
         name_flag = "-Wl,-install_name,@rpath/" if mac else "-Wl,-soname,"
         strict = (

@@ -35,6 +35,7 @@ __all__ = [
     "isa",
     "ladder",
     "linear",
+    "mps",
     "nn",
     "pack_linear",
     "plan",
@@ -51,7 +52,7 @@ __all__ = [
 ]
 
 # Loaded at their first use: modules, and the functions and types that are not ops.
-_MODULES = frozenset({"bench", "compat", "ladder", "nn", "plan", "reference", "testing"})
+_MODULES = frozenset({"bench", "compat", "ladder", "mps", "nn", "plan", "reference", "testing"})
 _FUNCTIONS = {
     "PackedLinear": "fusedops.ops.packed",
     "autotune": "fusedops.tuning",

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).with_name("metal")))
+import lane
+
+lane.prepare()
 # What somebody's autotune stored is no part of what is tested; before the import that reads it.
 os.environ.setdefault("FUSEDOPS_AUTOTUNE", "0")
 
-import fusedops
+import fusedops  # noqa: E402
+
+lane.start()
 
 _LANES = pytest.StashKey[dict[str, set[str]]]()
 
@@ -21,8 +29,17 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _device() -> Iterator[None]:
+    torch.set_default_device(lane.DEVICE)
+    yield
+    torch.set_default_device(None)
+
+
 def _isas() -> list[str]:
     """The instruction sets of this machine, or those of them that FUSEDOPS_TEST_ISA names."""
+    if lane.DEVICE != "cpu":  # which of the CPU's is in use makes no difference
+        return [fusedops.isa.current()]
     only = os.environ.get("FUSEDOPS_TEST_ISA", "")
     chosen = only.split(",") if only else [*fusedops.isa.supported()]
     for name in chosen:
@@ -45,6 +62,17 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_LANES] = {"isa": set(), "dtype": set()}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """On a device without float64, what needs it is skipped."""
+    try:
+        return (yield)
+    except TypeError as error:
+        if lane.wants_float64(error, error.__traceback__):
+            pytest.skip("float64 does not exist on MPS")
+        raise
 
 
 @pytest.hookimpl(wrapper=True)

@@ -17,12 +17,37 @@ import torch
 from torch import Tensor
 
 import fusedops
+from lane import DEVICE
 
 
 def memory(tensor: Tensor) -> Tensor:
     """A copy of all bytes of the storage behind tensor, those between its elements included."""
-    device = "meta" if tensor.is_meta else "cpu"
-    return torch.empty(0, dtype=torch.uint8, device=device).set_(tensor.untyped_storage()).clone()
+    whole = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    return whole.set_(tensor.untyped_storage()).clone()
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """The same numbers in float64, on the CPU: no other device need have that type."""
+    return tensor.detach().to("cpu", torch.float64)
+
+
+def here(tensor: Tensor) -> Tensor:
+    """A tensor that was made when tests were collected, on the device of the tests."""
+    return tensor if tensor.is_meta else tensor.to(torch.get_default_device())
+
+
+def mixed(other: str) -> str:
+    """What mixing the device of the tests with another one is called."""
+    return " and ".join(sorted((str(torch.empty(0, device=DEVICE).device), other)))
+
+
+def opcheck(op: Any, arguments: tuple[Any, ...]) -> None:
+    """``torch.library.opcheck``; on MPS without the one of its tests that knows no MPS."""
+    known = DEVICE == "cpu"
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(
+        op, arguments, test_utils=(*tests, "test_autograd_registration") if known else tests
+    )
 
 
 def assert_refused(call: Callable[[], Any], message: str, *tensors: Tensor) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_refused, memory
+from helpers import assert_refused, memory, mixed, opcheck
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -45,7 +45,7 @@ FORMS: dict[str, tuple[str, Callable[..., Any]]] = {
 FLOATING = "input must be float32, float16, bfloat16 or float64 but got "
 LAST = "input's last dimension must be weight's K = 4 but got shape "
 BIAS = "bias must be [N] = [5] but got shape "
-MIXED = "tensors must be on one device but got cpu and meta"
+MIXED = f"tensors must be on one device but got {mixed('meta')}"
 
 
 def a(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
@@ -321,7 +321,7 @@ def op_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
 @pytest.mark.parametrize("call", op_calls())
 def test_opcheck(call: str) -> None:
     op, arguments = op_calls()[call]
-    torch.library.opcheck(getattr(ops, op).default, arguments)
+    opcheck(getattr(ops, op).default, arguments)
 
 
 def test_every_op_is_opchecked() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_refused, memory
+from helpers import assert_refused, memory, mixed, opcheck, here
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -28,8 +28,8 @@ ops = torch.ops.fusedops
 
 def angles(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Cosines and sines of arbitrary angles."""
-    turns = 6.0 * torch.rand(shape, dtype=torch.float64)
-    return turns.cos().to(dtype), turns.sin().to(dtype)
+    turns = 6.0 * torch.rand(shape, dtype=torch.float64, device="cpu")
+    return here(turns.cos().to(dtype)), here(turns.sin().to(dtype))
 
 
 # --- errors: a good call with one thing wrong -----------------------------------------------------
@@ -61,7 +61,7 @@ HALF_WIDTH = " (tables are half width: rotary_dim / 2 columns)"
 FLOATING = "{x} must be float32, float16, bfloat16 or float64 but got "
 POSITIONS = "position_ids + offset must be in [0, 16) but got "
 IDS_SHAPE = "position_ids must be [5] or [2, 5] but got shape "
-MIXED = "tensors must be on one device but got cpu and meta"
+MIXED = f"tensors must be on one device but got {mixed('meta')}"
 LAST = 2**63 - 1
 
 
@@ -1039,7 +1039,7 @@ def op_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
 @pytest.mark.parametrize("call", op_calls())
 def test_opcheck(call: str) -> None:
     op, arguments = op_calls()[call]
-    torch.library.opcheck(getattr(ops, op).default, arguments)
+    opcheck(getattr(ops, op).default, arguments)
 
 
 def test_every_op_is_opchecked() -> None:

@@ -4,7 +4,7 @@
 #include "../approximate.h"
 #include "../parallel.h"
 #include "../run.h"
-#include "tensor.h"
+#include "gelu.h"
 
 namespace fusedops {
 namespace {
@@ -12,13 +12,6 @@ namespace {
 // About 5 us of work; float64 calls libm's erfc for every element.
 int64_t elements_per_task(DType t) { return t == DType::f64 ? 256 : 8192; }
 
-bool same_strides(const View& a, const View& b) {
-  for (int64_t d = 0; d < a.rank(); d++)
-    if (a.size(d) > 1 && a.stride(d) != b.stride(d)) return false;
-  return true;
-}
-
-// empty_like keeps the strides of a tensor whose elements fill its memory, and only of such a one.
 Tensor gelu(const Tensor& x, const Text& approximate) {
   const View v(x);
   require_cpu("gelu", "x", x);
@@ -37,13 +30,7 @@ Tensor gelu(const Tensor& x, const Text& approximate) {
 
 Tensor backward(const char* op, const Tensor& grad, const Tensor& x, Activation act) {
   const View g(grad), v(x);
-  require_cpu(op, "x", x);
-  require_cpu(op, "grad", grad);
-  const DType type = floating(op, "x", v);
-  if (g.type != v.type)
-    fail(op, "grad must have x's dtype ", name_of(v.type), " but got ", name_of(g.type));
-  if (!same_shape(g, v))
-    fail(op, "grad must have x's shape ", shape_of(v), " but got ", shape_of(g));
+  check_gelu_backward(op, grad, g, x, v);
   GeluArgs a = {};
   a.act = act;
   Tensor dx = empty_like_output(x, v);
@@ -58,7 +45,7 @@ Tensor backward(const char* op, const Tensor& grad, const Tensor& x, Activation 
   a.x = flat ? v.data : out.data;
   a.dy = View(moved).data;
   a.y = out.data;
-  run_gelu_backward(a, v.numel, type);
+  run_gelu_backward(a, v.numel, floating(op, "x", v));
   return dx;
 }
 

@@ -11,65 +11,7 @@
 
 namespace fusedops {
 
-bool rows_of(const View& v, int64_t& stride) {
-  if (v.size(-1) > 1 && v.stride(-1) != 1) return false;
-  stride = v.size(-1);
-  int64_t rows = 1;  // of the dimensions behind d, all of them `stride` apart
-  for (int64_t d = v.rank() - 2; d >= 0; d--) {
-    if (v.size(d) == 1) continue;
-    if (rows == 1)
-      stride = v.stride(d);
-    else if (v.stride(d) != rows * stride)
-      return false;
-    rows *= v.size(d);
-  }
-  return true;
-}
-
-Tensor in_rows(const Tensor& t) {
-  int64_t stride;
-  const View v(t);
-  return v.numel == 0 || rows_of(v, stride) ? t : torch::stable::contiguous(t);
-}
-
-Tensor fresh(const char* op, const Tensor& like, const std::vector<int64_t>& shape) {
-  std::vector<int64_t> strides(shape.size(), 1);
-  for (size_t d = shape.size() - 1; d > 0; d--)
-    strides[d - 1] = strides[d] * std::max<int64_t>(1, shape[d]);
-  int64_t numel = 1;
-  for (const int64_t n : shape) numel *= n;
-  int32_t dtype = 0;
-  aoti_torch_get_dtype(like.get(), &dtype);
-  AtenTensorHandle handle;
-  if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-                               dtype, aoti_torch_device_type_cpu(), 0, &handle) != 0)
-    fail(op, "memory for the result must be available but got ", numel, " elements refused");
-  Tensor y(handle);
-  advise_huge_pages(y.data_ptr(), numel * size_of(floating(op, "like", View(like))));
-  return y;
-}
-
 namespace {
-
-// What a weight [n, k] of this type asks of the others.
-void check(const char* op, const Tensor& input, torch::headeronly::ScalarType type, int64_t n,
-           int64_t k, const std::optional<Tensor>& bias) {
-  require_cpu(op, "input", input);
-  const View x(input);
-  floating(op, "input", x);
-  if (type != x.type)
-    fail(op, "weight must have input's dtype ", name_of(x.type), " but got ", name_of(type));
-  if (x.rank() < 1) fail(op, "input must have at least 1 dimension but got shape ", shape_of(x));
-  if (x.size(-1) != k)
-    fail(op, "input's last dimension must be weight's K = ", k, " but got shape ", shape_of(x));
-  if (!bias) return;
-  require_cpu(op, "bias", *bias);
-  const View b(*bias);
-  if (b.type != x.type)
-    fail(op, "bias must have input's dtype ", name_of(x.type), " but got ", name_of(b.type));
-  if (b.rank() != 1 || b.size(0) != n)
-    fail(op, "bias must be [N] = [", n, "] but got shape ", shape_of(b));
-}
 
 Tensor linear(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
   const LinearCall call("linear", input, weight, bias);
@@ -80,47 +22,6 @@ Tensor linear(const Tensor& input, const Tensor& weight, const std::optional<Ten
 
 }  // namespace
 
-LinearCall::LinearCall(const char* op_, const Tensor& input, const Tensor& weight,
-                       const std::optional<Tensor>& bias)
-    : op(op_), args{} {
-  require_cpu(op, "weight", weight);
-  const View given(weight);
-  if (given.rank() != 2)
-    fail(op, "weight must have 2 dimensions [N, K] but got shape ", shape_of(given));
-  args.n = given.size(0), args.k = given.size(1);
-  check(op, input, given.type, args.n, args.k, bias);
-  weight_ = in_rows(weight);
-  const View w(weight_);
-  args.w = w.data;
-  if (args.k > 0) rows_of(w, args.ldw);
-  take(input, bias);
-}
-
-LinearCall::LinearCall(const char* op_, const Tensor& input, const PackedWeight& weight,
-                       const std::optional<Tensor>& bias)
-    : op(op_), args{} {
-  check(op, input, weight.type, weight.n, weight.k, bias);
-  args.n = weight.n, args.k = weight.k;
-  args.packed = weight.panels;
-  take(input, bias);
-}
-
-void LinearCall::take(const Tensor& input, const std::optional<Tensor>& bias) {
-  input_ = in_rows(input);
-  if (bias) bias_ = in_rows(*bias);
-  const View x(input_);
-  type = floating(op, "input", x);
-  shape.assign(x.sizes.begin(), x.sizes.end());
-  shape.back() = args.n;
-  args.m = 1;
-  for (int64_t d = 0; d + 1 < x.rank(); d++) args.m *= x.size(d);
-  args.x = x.data;
-  if (bias) args.bias = View(bias_).data;
-  if (args.k > 0) rows_of(x, args.ldx);
-}
-
-Tensor LinearCall::fresh_output() const { return fresh(op, input_, shape); }
-
 void LinearCall::run(Activation act, const View& y, const View* z) const {
   LinearArgs a = args;
   a.act = act;
@@ -130,22 +31,6 @@ void LinearCall::run(Activation act, const View& y, const View* z) const {
   const Backend by =
       a.packed ? Backend::engine : backend_for(Product::forward, type, a.m, a.n, a.k);
   by == Backend::engine ? run_linear(a, type) : run_by_torch(a, type, by);
-}
-
-void LinearCall::check_out(const Tensor& out, const View& y,
-                           std::initializer_list<const Tensor*> read) const {
-  require_cpu(op, "out", out);
-  const View x(input_);
-  if (y.type != x.type)
-    fail(op, "out must have input's dtype ", name_of(x.type), " but got ", name_of(y.type));
-  if (!std::equal(y.sizes.begin(), y.sizes.end(), shape.begin(), shape.end()))
-    fail(op, "out must have the result's shape ", shape_of(shape), " but got ", shape_of(y));
-  if (overlaps_itself(y))
-    fail(op, "out must not overlap itself but got strides that repeat elements, shape ",
-         shape_of(y));
-  for (const Tensor* t : read)
-    if (t && overlap(y, View(*t)))
-      fail(op, "out must not share memory with the inputs but got a view of the same memory");
 }
 
 void LinearCall::run_into(Activation act, Tensor& out, const View& y) const {
@@ -185,7 +70,6 @@ LinearKernels kernels_for(DType t) {
   }
 #undef OF
 }
-
 
 // Work is multiply-adds, and reading w once, which costs as much as some more of them.
 int64_t worker_count(const LinearArgs& a, int threads) {

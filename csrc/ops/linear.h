@@ -16,7 +16,14 @@ bool rows_of(const View& v, int64_t& stride);
 Tensor in_rows(const Tensor& t);  // t itself if it has such rows, else a contiguous copy
 
 // A contiguous tensor of like's dtype; pages of a large one are asked to be huge.
-Tensor fresh(const char* op, const Tensor& like, const std::vector<int64_t>& shape);
+Tensor fresh(const char* op, const Tensor& like, const std::vector<int64_t>& shape,
+             Device device = Device::cpu);
+
+// What gradients ask of the tensors that are given, on g's device; g is the view of grad.
+void check_grad(const char* op, const Tensor& grad, const View& g);
+void check_z(const char* op, const Tensor& z, const View& g);
+void check_layer(const char* op, const std::optional<Tensor>& input,
+                 const std::optional<Tensor>& weight, const View& g);
 
 // A weight as linear_pack wrote it: a header of 64 bytes, then the panels. All that the kernels'
 // layout depends on stands in the header and is checked before the panels are read.
@@ -32,18 +39,24 @@ struct PackedWeight {
 // The checked arguments of a dense layer. Holds the copies of those whose strides no kernel reads.
 struct LinearCall {
   LinearCall(const char* op, const Tensor& input, const Tensor& weight,
-             const std::optional<Tensor>& bias);
+             const std::optional<Tensor>& bias, Device device = Device::cpu);
   LinearCall(const char* op, const Tensor& input, const PackedWeight& weight,
              const std::optional<Tensor>& bias);
 
   Tensor fresh_output() const;
-  // Fill y (and z): tensors of the result's shape whose rows lie one stride apart.
+  // On the CPU fill y (and z): tensors of the result's shape whose rows lie one stride apart.
   void run(Activation act, const View& y, const View* z = nullptr) const;
   void run_into(Activation act, Tensor& out, const View& y) const;  // any strides
   // Fails unless `out` can take the result; it must share no memory with the tensors that are read.
   void check_out(const Tensor& out, const View& y, std::initializer_list<const Tensor*> read) const;
 
+  // In rows one stride apart; bias as it was, or a copy without gaps.
+  const Tensor& input() const { return input_; }
+  const Tensor& weight() const { return weight_; }
+  const Tensor& bias() const { return bias_; }
+
   const char* op;
+  Device device;
   DType type;
   std::vector<int64_t> shape;  // of the result
   LinearArgs args;

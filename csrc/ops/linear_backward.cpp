@@ -18,48 +18,6 @@ namespace {
 using MaybeTensor = std::optional<Tensor>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
-void check_type(const char* op, const char* what, const View& v, const View& grad) {
-  if (v.type != grad.type)
-    fail(op, what, " must have grad's dtype ", name_of(grad.type), " but got ", name_of(v.type));
-}
-
-void check_grad(const char* op, const Tensor& grad, const View& g) {
-  require_cpu(op, "grad", grad);
-  floating(op, "grad", g);
-  if (g.rank() < 1) fail(op, "grad must have at least 1 dimension but got shape ", shape_of(g));
-}
-
-void check_z(const char* op, const Tensor& z, const View& g) {
-  require_cpu(op, "z", z);
-  const View v(z);
-  check_type(op, "z", v, g);
-  if (!same_shape(v, g))
-    fail(op, "z must have grad's shape ", shape_of(g), " but got ", shape_of(v));
-}
-
-void check_layer(const char* op, const MaybeTensor& input, const MaybeTensor& weight,
-                 const View& g) {
-  if (input) {
-    require_cpu(op, "input", *input);
-    const View x(*input);
-    check_type(op, "input", x, g);
-    if (x.rank() != g.rank() ||
-        !std::equal(x.sizes.begin(), x.sizes.end() - 1, g.sizes.begin(), g.sizes.end() - 1))
-      fail(op, "input must have grad's shape ", shape_of(g), " but for the last dimension but got ",
-           shape_of(x));
-  }
-  if (weight) {
-    require_cpu(op, "weight", *weight);
-    const View w(*weight);
-    check_type(op, "weight", w, g);
-    if (w.rank() != 2 || w.size(0) != g.size(-1))
-      fail(op, "weight must be [N, K] with N = ", g.size(-1), " but got shape ", shape_of(w));
-    if (input && View(*input).size(-1) != w.size(1))
-      fail(op, "input's last dimension must be weight's K = ", w.size(1), " but got shape ",
-           shape_of(View(*input)));
-  }
-}
-
 // A tensor as rows one stride apart. Of the gradient of a sum, which is one element expanded, one
 // row is made and used for all.
 class Rows {

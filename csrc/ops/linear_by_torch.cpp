@@ -10,7 +10,6 @@
 namespace fusedops {
 namespace {
 
-
 int32_t number_of(DType t) {
   switch (t) {
     case DType::f16:

@@ -1,5 +1,5 @@
-// rope, rope_out, rope_, rope_qk, rope_qk_, rope_qk_check and rope_unfused: schemas, checks,
-// threading, CPU implementation.
+// rope, rope_out, rope_, rope_qk, rope_qk_, rope_qk_check and rope_unfused: schemas, threading, CPU
+// implementation.
 #include <algorithm>
 #include <array>
 #include <initializer_list>
@@ -8,156 +8,12 @@
 
 #include "../parallel.h"
 #include "../run.h"
-#include "tensor.h"
+#include "rope.h"
 
 namespace fusedops {
 namespace {
 
 using torch::headeronly::ScalarType;
-
-// Everything of a call that is not x: checked and turned into strides once, shared by q and k.
-struct Call {
-  Call(const char* op_, const Tensor& cos_, const Tensor& sin_,
-       const std::optional<Tensor>& position_ids_, int64_t offset_, bool bshd_, bool interleaved_,
-       bool conjugate_)
-      : op(op_),
-        cos_tensor(cos_),
-        sin_tensor(sin_),
-        position_ids(position_ids_),
-        cos(cos_),
-        sin(sin_),
-        offset(offset_),
-        bshd(bshd_),
-        interleaved(interleaved_),
-        conjugate(conjugate_) {}
-
-  const char* op;
-  const Tensor &cos_tensor, &sin_tensor;
-  const std::optional<Tensor>& position_ids;
-  const View cos, sin;
-  int64_t offset;
-  bool bshd, interleaved, conjugate;
-};
-
-int64_t batch_of(const View& x) { return x.rank() == 4 ? x.size(0) : 1; }
-
-void check_input(const Call& c, const char* name, const View& x) {
-  floating(c.op, name, x);
-  if (x.rank() != 3 && x.rank() != 4)
-    fail(c.op, name, " must have 3 or 4 dimensions ",
-         c.bshd ? "([S, H, D] or [B, S, H, D])" : "([H, S, D] or [B, H, S, D])", " but got shape ",
-         shape_of(x));
-}
-
-void check_tables(const Call& c, const char* name, const View& x, int64_t batch, int64_t seq,
-                  int64_t head_dim) {
-  const View &cos = c.cos, &sin = c.sin;
-  require_cpu(c.op, "cos", c.cos_tensor);
-  require_cpu(c.op, "sin", c.sin_tensor);
-  if (cos.type != sin.type)
-    fail(c.op, "cos and sin must have one dtype but got ", name_of(cos.type), " and ",
-         name_of(sin.type));
-  if (cos.type != x.type && cos.type != ScalarType::Float)
-    fail(c.op, "cos and sin must be Float or of ", name, "'s dtype ", name_of(x.type), " but got ",
-         name_of(cos.type));
-  if (cos.rank() != 2 && cos.rank() != 3)
-    fail(c.op,
-         "cos must be [positions, rotary_dim / 2] or [batch, seq, rotary_dim / 2] but got shape ",
-         shape_of(cos));
-  if (!same_shape(cos, sin))
-    fail(c.op, "cos and sin must have one shape but got ", shape_of(cos), " and ", shape_of(sin));
-  if (2 * cos.size(-1) > head_dim)
-    fail(c.op, "rotary_dim must be at most head_dim ", head_dim, " but got ", 2 * cos.size(-1),
-         " (tables are half width: rotary_dim / 2 columns)");
-  if (cos.rank() == 3) {
-    if (c.position_ids) fail(c.op, "position_ids must be None with a 3-D table but got a tensor");
-    if (c.offset != 0) fail(c.op, "offset must be 0 with a 3-D table but got ", c.offset);
-    if (cos.size(0) != 1 && cos.size(0) != batch)
-      fail(c.op, "a 3-D table must have batch size 1 or ", batch, " but got ", cos.size(0));
-    if (cos.size(1) != seq)
-      fail(c.op, "a 3-D table must have ", seq, " rows but got ", cos.size(1));
-  }
-}
-
-template <class Int>
-void check_ids(const Call& c, const View& ids, int64_t batch_stride, int64_t seq_stride,
-               int64_t rows) {
-  const Int* data = static_cast<const Int*>(ids.data);
-  const int64_t batches = ids.rank() == 2 ? ids.size(0) : 1, seq = ids.size(-1);
-  for (int64_t b = 0; b < batches; b++)
-    for (int64_t s = 0; s < seq; s++) {
-      const int64_t id = data[b * batch_stride + s * seq_stride];
-      // Unsigned, a sum below zero or past int64 is larger than any table.
-      if (static_cast<uint64_t>(id) + static_cast<uint64_t>(c.offset) >=
-          static_cast<uint64_t>(rows))
-        fail(c.op, "position_ids + offset must be in [0, ", rows, ") but got ", id, " + ",
-             c.offset);
-    }
-}
-
-// Every position is validated here, before the first write.
-void check_positions(const Call& c, int64_t batch, int64_t seq) {
-  if (c.cos.rank() == 3) return;
-  const int64_t rows = c.cos.size(0);
-  if (!c.position_ids) {
-    if (c.offset < 0) fail(c.op, "offset must not be negative but got ", c.offset);
-    if (seq > 0 && c.offset > rows - seq)
-      fail(c.op, "the table must have at least offset + seq = ",
-           static_cast<uint64_t>(c.offset) + static_cast<uint64_t>(seq), " rows but got ", rows);
-    return;
-  }
-  const View ids(*c.position_ids);
-  require_cpu(c.op, "position_ids", *c.position_ids);
-  if (ids.type != ScalarType::Int && ids.type != ScalarType::Long)
-    fail(c.op, "position_ids must be int32 or int64 but got ", name_of(ids.type));
-  const bool fits =
-      ids.rank() == 1 || (ids.rank() == 2 && (ids.size(0) == 1 || ids.size(0) == batch));
-  if (!fits || ids.size(-1) != seq)
-    fail(c.op, "position_ids must be [", seq, "] or [", batch, ", ", seq, "] but got shape ",
-         shape_of(ids));
-  const int64_t batch_stride = ids.rank() == 2 ? ids.stride(0) : 0;
-  if (ids.type == ScalarType::Long)
-    check_ids<int64_t>(c, ids, batch_stride, ids.stride(-1), rows);
-  else
-    check_ids<int32_t>(c, ids, batch_stride, ids.stride(-1), rows);
-}
-
-// x's dimensions in the order batch, head, seq, dim.
-struct Dims {
-  int64_t batch, head, seq, dim;
-};
-Dims ordered(const torch::headeronly::IntHeaderOnlyArrayRef& of, bool batched, bool bshd) {
-  const size_t first = batched ? 1 : 0;
-  return {batched ? of[0] : 0, of[first + (bshd ? 1 : 0)], of[first + (bshd ? 0 : 1)],
-          of[first + 2]};
-}
-
-RopeArgs arguments(const Call& c, const View& x, const View& y, const View& cos, const View& sin) {
-  RopeArgs a = {};
-  const bool batched = x.rank() == 4;
-  const Dims size = ordered(x.sizes, batched, c.bshd), xs = ordered(x.strides, batched, c.bshd),
-             ys = ordered(y.strides, batched, c.bshd);
-  a.x = x.data, a.y = y.data, a.cos = cos.data, a.sin = sin.data;
-  a.batch = batch_of(x), a.heads = size.head, a.seq = size.seq, a.head_dim = size.dim;
-  a.half = cos.size(-1);
-  a.x_batch = xs.batch, a.x_head = xs.head, a.x_seq = xs.seq, a.x_dim = xs.dim;
-  a.y_batch = ys.batch, a.y_head = ys.head, a.y_seq = ys.seq, a.y_dim = ys.dim;
-  const auto batch_stride = [](const View& table) {
-    return table.rank() == 3 && table.size(0) > 1 ? table.stride(0) : 0;
-  };
-  a.cos_batch = batch_stride(cos), a.sin_batch = batch_stride(sin);
-  a.cos_row = cos.stride(-2), a.sin_row = sin.stride(-2);
-  if (c.position_ids) {
-    const View ids(*c.position_ids);
-    a.position_ids = ids.data;
-    a.wide_ids = ids.type == ScalarType::Long;
-    a.id_batch = ids.rank() == 2 && ids.size(0) > 1 ? ids.stride(0) : 0;
-    a.id_seq = ids.stride(-1);
-  }
-  a.offset = c.offset;
-  a.interleaved = c.interleaved, a.conjugate = c.conjugate;
-  return a;
-}
 
 using RopeKernel = void (*)(const RopeArgs&, int64_t, int64_t);
 
@@ -179,21 +35,12 @@ RopeKernel kernel_for(DType x, DType table) {
 constexpr int64_t kElementsPerTask =
     32768;  // about 5 us of work: below that a second thread costs more
 
-// What is turned, and where the result goes.
-struct Turn {
-  const View &x, &y;
-};
-
-void run(const Call& c, std::initializer_list<Turn> turns) {
-  // A table whose columns are not adjacent is small beside x: bring it together once.
-  const auto adjacent = [](const View& table) {
-    return table.size(-1) <= 1 || table.stride(-1) == 1;
-  };
+void run(const RopeCall& c, std::initializer_list<Turn> turns) {
   const auto run_with = [&](const View& cos, const View& sin) {
     std::array<RopeArgs, 2> args;
     size_t n = 0;
-    for (const Turn& turn : turns) args[n++] = arguments(c, turn.x, turn.y, cos, sin);
-    run_rope(args.data(), n, floating(c.op, "x", turns.begin()->x), floating(c.op, "cos", cos));
+    for (const Turn& turn : turns) args[n++] = rope_arguments(c, turn.from, turn.to, cos, sin);
+    run_rope(args.data(), n, floating(c.op, "x", turns.begin()->from), floating(c.op, "cos", cos));
   };
   if (adjacent(c.cos) && adjacent(c.sin)) return run_with(c.cos, c.sin);
   const Tensor cos = torch::stable::contiguous(c.cos_tensor),
@@ -201,108 +48,7 @@ void run(const Call& c, std::initializer_list<Turn> turns) {
   run_with(View(cos), View(sin));
 }
 
-void check(const Call& c, const char* name, const Tensor& x, const View& v) {
-  require_cpu(c.op, name, x);
-  check_input(c, name, v);
-  const Dims size = ordered(v.sizes, v.rank() == 4, c.bshd);
-  check_tables(c, name, v, batch_of(v), size.seq, size.dim);
-  check_positions(c, batch_of(v), size.seq);
-}
-
-// What is written must be its own memory, and none of what is read.
-void check_written(const Call& c, const char* name, const View& y) {
-  if (overlaps_itself(y))
-    fail(c.op, name, " must not overlap itself but got strides that repeat elements, shape ",
-         shape_of(y));
-  for (const View* table : {&c.cos, &c.sin})
-    if (overlap(y, *table))
-      fail(c.op, name, " must not share memory with cos and sin but got a view of the same memory");
-  if (c.position_ids && overlap(y, View(*c.position_ids)))
-    fail(c.op, name, " must not share memory with position_ids but got a view of the same memory");
-}
-
-Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin,
-            const std::optional<Tensor>& position_ids, int64_t offset, bool bshd, bool interleaved,
-            bool conjugate) {
-  const Call c{"rope", cos, sin, position_ids, offset, bshd, interleaved, conjugate};
-  const View v(x);
-  check(c, "x", x, v);
-  Tensor y = empty_like_output(x, v);
-  const View to(y);
-  run(c, {{v, to}});
-  return y;
-}
-
-void rope_out(const Tensor& x, const Tensor& cos, const Tensor& sin,
-              const std::optional<Tensor>& position_ids, int64_t offset, bool bshd,
-              bool interleaved, bool conjugate, const Tensor& out) {
-  const Call c{"rope", cos, sin, position_ids, offset, bshd, interleaved, conjugate};
-  const View v(x), o(out);
-  check(c, "x", x, v);
-  require_cpu(c.op, "out", out);
-  if (o.type != v.type)
-    fail(c.op, "out must have x's dtype ", name_of(v.type), " but got ", name_of(o.type));
-  if (!same_shape(o, v))
-    fail(c.op, "out must have x's shape ", shape_of(v), " but got ", shape_of(o));
-  check_written(c, "out", o);
-  if (!same_elements(v, o) && overlap(v, o))
-    fail(c.op, "out must be x itself or separate memory but got a view that overlaps x");
-  run(c, {{v, o}});
-}
-
-void rope_(const Tensor& x, const Tensor& cos, const Tensor& sin,
-           const std::optional<Tensor>& position_ids, int64_t offset, bool bshd, bool interleaved,
-           bool conjugate) {
-  const Call c{"rope_", cos, sin, position_ids, offset, bshd, interleaved, conjugate};
-  const View v(x);
-  check(c, "x", x, v);
-  check_written(c, "x", v);
-  run(c, {{v, v}});
-}
-
-void check_pair(const Call& c, const Tensor& q, const View& qv, const Tensor& k, const View& kv) {
-  check(c, "q", q, qv);
-  check(c, "k", k, kv);
-  if (qv.type != kv.type)
-    fail(c.op, "q and k must have one dtype but got ", name_of(qv.type), " and ", name_of(kv.type));
-}
-
-std::tuple<Tensor, Tensor> rope_qk(const Tensor& q, const Tensor& k, const Tensor& cos,
-                                   const Tensor& sin, const std::optional<Tensor>& position_ids,
-                                   int64_t offset, bool bshd, bool interleaved, bool conjugate) {
-  const Call c{"rope_qk", cos, sin, position_ids, offset, bshd, interleaved, conjugate};
-  const View qv(q), kv(k);
-  check_pair(c, q, qv, k, kv);
-  Tensor q_out = empty_like_output(q, qv), k_out = empty_like_output(k, kv);
-  const View q_to(q_out), k_to(k_out);
-  run(c, {{qv, q_to}, {kv, k_to}});
-  return {q_out, k_out};
-}
-
-void check_written_pair(const Call& c, const Tensor& q, const View& qv, const Tensor& k,
-                        const View& kv) {
-  check_pair(c, q, qv, k, kv);
-  check_written(c, "q", qv);
-  check_written(c, "k", kv);
-  if (overlap(qv, kv)) fail(c.op, "q and k must not share memory but got views that overlap");
-}
-
-// All checks of rope_qk_ and no write: autograd records q and k one after the other.
-void rope_qk_check(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
-                   const std::optional<Tensor>& position_ids, int64_t offset, bool bshd,
-                   bool interleaved, bool conjugate) {
-  const Call c{"rope_qk_", cos, sin, position_ids, offset, bshd, interleaved, conjugate};
-  check_written_pair(c, q, View(q), k, View(k));
-}
-
-void rope_qk_(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin,
-              const std::optional<Tensor>& position_ids, int64_t offset, bool bshd,
-              bool interleaved, bool conjugate) {
-  const Call c{"rope_qk_", cos, sin, position_ids, offset, bshd, interleaved, conjugate};
-  const View qv(q), kv(k);
-  check_written_pair(c, q, qv, k, kv);
-  run(c, {{qv, qv}, {kv, kv}});
-}
+using Ops = RopeOps<Device::cpu, &run>;
 
 // The rung below fusion: what eager does, one vectorised kernel and one temporary for each of its
 // steps. x becomes contiguous [batch, heads, seq, head_dim] in the compute type; the tables are
@@ -334,7 +80,7 @@ struct Steps {
 };
 
 // The table's rows for every token, in the compute type: [1 or batch, seq, half].
-Tensor gathered(const Call& c, const Tensor& table, ScalarType type, int64_t seq) {
+Tensor gathered(const RopeCall& c, const Tensor& table, ScalarType type, int64_t seq) {
   Tensor t = torch::stable::contiguous(torch::stable::to(table, type));
   if (t.dim() == 3) return t;
   if (!c.position_ids) {
@@ -357,9 +103,10 @@ Tensor gathered(const Call& c, const Tensor& table, ScalarType type, int64_t seq
 Tensor rope_unfused(const Tensor& x, const Tensor& cos, const Tensor& sin,
                     const std::optional<Tensor>& position_ids, int64_t offset, bool bshd,
                     bool interleaved, bool conjugate) {
-  const Call c{"rope_unfused", cos, sin, position_ids, offset, bshd, interleaved, conjugate};
+  const RopeCall c{"rope_unfused", Device::cpu, cos,         sin,      position_ids,
+                   offset,         bshd,        interleaved, conjugate};
   const View v(x);
-  check(c, "x", x, v);
+  check_turned(c, "x", x, v);
   Tensor y = torch::stable::empty_like(x);
   if (v.numel == 0) return y;
 
@@ -446,17 +193,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedops, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedops, CPU, m) {
-  m.impl("rope", TORCH_BOX(&rope));
-  m.impl("rope_nograd", TORCH_BOX(&rope));
-  m.impl("rope_out", TORCH_BOX(&rope_out));
-  m.impl("rope_out_nograd", TORCH_BOX(&rope_out));
-  m.impl("rope_", TORCH_BOX(&rope_));
-  m.impl("rope__nograd", TORCH_BOX(&rope_));
-  m.impl("rope_qk", TORCH_BOX(&rope_qk));
-  m.impl("rope_qk_nograd", TORCH_BOX(&rope_qk));
-  m.impl("rope_qk_", TORCH_BOX(&rope_qk_));
-  m.impl("rope_qk__nograd", TORCH_BOX(&rope_qk_));
-  m.impl("rope_qk_check", TORCH_BOX(&rope_qk_check));
+  Ops::add_to(m);
   m.impl("rope_unfused", TORCH_BOX(&rope_unfused));
 }
 

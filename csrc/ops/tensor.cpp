@@ -52,15 +52,20 @@ DType floating(const char* op, const char* what, const View& v) {
     case ScalarType::BFloat16:
       return DType::bf16;
     case ScalarType::Double:
-      return DType::f64;
+      if (v.device == Device::cpu) return DType::f64;
+      fail(op, what, " must be float32, float16 or bfloat16 on MPS but got ", name_of(v.type));
     default:
       fail(op, what, " must be float32, float16, bfloat16 or float64 but got ", name_of(v.type));
   }
 }
 
-void require_cpu(const char* op, const char* what, const Tensor& t) {
-  if (!t.is_cpu())
-    fail(op, what, " must be on the CPU like the other tensors but got another device");
+void require_device(const char* op, const char* what, const Tensor& t, Device device) {
+  int32_t type = 0;
+  aoti_torch_get_device_type(t.get(), &type);
+  const bool cpu = device == Device::cpu;
+  if (type != (cpu ? aoti_torch_device_type_cpu() : aoti_torch_device_type_mps()))
+    fail(op, what, " must be on ", cpu ? "the CPU" : "MPS",
+         " like the other tensors but got another device");
 }
 
 namespace {
@@ -165,8 +170,14 @@ bool overlaps_itself(const View& v) {
   return reachable(std::move(terms), 0, true);
 }
 
+const void* View::buffer_of(const Tensor& t) const {
+  int64_t offset = 0;
+  aoti_torch_get_storage_offset(t.get(), &offset);
+  return static_cast<const char*>(data) - offset * element_size(*this);
+}
+
 bool overlap(const View& a, const View& b) {
-  if (a.numel == 0 || b.numel == 0) return false;
+  if (a.numel == 0 || b.numel == 0 || a.buffer != b.buffer) return false;
   const int64_t size = element_size(a);
   const Extent x = extent(a, size), y = extent(b, element_size(b));
   if (x.end <= y.begin || y.end <= x.begin) return false;
@@ -179,7 +190,8 @@ bool overlap(const View& a, const View& b) {
 }
 
 bool same_elements(const View& a, const View& b) {
-  if (a.data != b.data || a.rank() != b.rank() || a.type != b.type) return false;
+  if (a.data != b.data || a.buffer != b.buffer || a.rank() != b.rank() || a.type != b.type)
+    return false;
   for (int64_t d = 0; d < a.rank(); d++)
     if (a.size(d) != b.size(d) || (a.size(d) > 1 && a.stride(d) != b.stride(d))) return false;
   return true;
@@ -192,9 +204,9 @@ Tensor empty_like_output(const Tensor& x, const View& v) {
     contiguous = contiguous && (v.size(d) == 1 || v.stride(d) == expected);
     expected *= v.size(d);
   }
-  if (!contiguous) {
+  if (!contiguous || v.device != Device::cpu) {
     Tensor y = torch::stable::empty_like(x);
-    advise_huge_pages(y.data_ptr(), v.numel * element_size(v));
+    if (v.device == Device::cpu) advise_huge_pages(y.data_ptr(), v.numel * element_size(v));
     return y;
   }
   // The common case goes past the dispatcher.

@@ -33,9 +33,12 @@ inline const char* name_of(torch::headeronly::ScalarType type) {
 
 torch::headeronly::ScalarType type_of(const Tensor& t);
 
+// Whose kernels an op calls, and so where its tensors must be.
+enum class Device : int { cpu, mps };
+
 // Sizes, strides and data of a tensor, read once; borrowed from it.
 struct View {
-  explicit View(const Tensor& t) : type(type_of(t)) {
+  explicit View(const Tensor& t, Device on = Device::cpu) : device(on), type(type_of(t)) {
     int64_t rank = 0, *size = nullptr, *stride = nullptr;
     aoti_torch_get_dim(t.get(), &rank);
     aoti_torch_get_sizes(t.get(), &size);
@@ -44,25 +47,40 @@ struct View {
     sizes = {size, static_cast<size_t>(rank)};
     strides = {stride, static_cast<size_t>(rank)};
     for (const int64_t n : sizes) numel *= n;
+    if (device == Device::mps) buffer = buffer_of(t);
   }
   int64_t rank() const { return static_cast<int64_t>(sizes.size()); }
   int64_t size(int64_t d) const { return sizes[static_cast<size_t>(d < 0 ? d + rank() : d)]; }
   int64_t stride(int64_t d) const { return strides[static_cast<size_t>(d < 0 ? d + rank() : d)]; }
 
+  // Bytes from the start of the Metal buffer.
+  int64_t offset() const {
+    return static_cast<const char*>(data) - static_cast<const char*>(buffer);
+  }
+
+  Device device;
   torch::headeronly::ScalarType type;
   torch::headeronly::IntHeaderOnlyArrayRef sizes, strides;
+  // On MPS no address but that of a Metal buffer's object plus bytes, to be compared within one.
   void* data = nullptr;
+  const void* buffer = nullptr;  // that object; null on the CPU
   int64_t numel = 1;
+
+ private:
+  const void* buffer_of(const Tensor& t) const;
 };
 
 std::string shape_of(const torch::headeronly::IntHeaderOnlyArrayRef& sizes);
 inline std::string shape_of(const View& v) { return shape_of(v.sizes); }
 bool same_shape(const View& a, const View& b);
 
-// The dtype as the kernels name it; fails for anything but f32, f16, bf16, f64.
+// The dtype as the kernels name it; fails for anything but f32, f16, bf16 and, on the CPU, f64.
 DType floating(const char* op, const char* what, const View& v);
 
-void require_cpu(const char* op, const char* what, const Tensor& t);
+void require_device(const char* op, const char* what, const Tensor& t, Device device);
+inline void require_cpu(const char* op, const char* what, const Tensor& t) {
+  require_device(op, what, t, Device::cpu);
+}
 
 // Whether two elements of `v` share memory (a stride of 0, or strides that fold back), and whether
 // an element of `a` shares memory with one of `b`. Exact for any strides where both have one
