@@ -24,6 +24,7 @@ __all__ = [
     "PackedLinear",
     "bench",
     "compat",
+    "coreml",
     "deterministic",
     "doctor",
     "freeze",
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 # Loaded at their first use: modules, and the functions and types that are not ops.
-_MODULES = frozenset({"bench", "compat", "ladder", "nn", "plan", "reference", "testing"})
+_MODULES = frozenset({"bench", "compat", "coreml", "ladder", "nn", "plan", "reference", "testing"})
 _FUNCTIONS = {
     "PackedLinear": "fusedops.ops.packed",
     "deterministic": "fusedops.determinism",

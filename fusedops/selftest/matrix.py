@@ -11,7 +11,7 @@ import inspect
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,9 +26,11 @@ from fusedops.bench.peers.peer import main_inputs, output_shapes
 from fusedops.selftest.mistakes import MISTAKES, POSITIONS
 from fusedops.testing import SPECS, Call, OpSpec, Sample, on_device, synchronize
 from fusedops.verification.judge import Judge, Verdict
+from fusedops.verification.task import one_thread
 
 __all__ = ["Part", "kernel_missing", "repeat", "run"]
 
+_USUAL = torch.get_num_threads()
 AGAIN = 4  # more runs of a probe, whose bits must be the same: a race seldom shows at once
 
 
@@ -172,7 +174,7 @@ def _part(op: str, way: str, dtype: str, cases: Iterator[_Case]) -> Part:
 def _judged(way: Callable[[_Case], Verdict], case: _Case) -> Verdict:
     """The verdict; an exception is one too."""
     try:
-        with _quiet():
+        with _quiet(), one_thread():
             return way(case)
     except Exception as error:  # whatever a driver raises belongs into the report
         lines = str(error).strip().splitlines()
@@ -191,14 +193,14 @@ def _outputs(result: Any, device: str) -> tuple[Tensor, ...]:
 
 def _forward(case: _Case) -> Verdict:
     call, there = case.call, on_device(case.call, case.device)
-    with torch.no_grad():
+    with torch.no_grad(), _threads():
         found = _outputs(case.spec.run(case.spec.public(), there), case.device)
     return _kept(call, there, 0) or Judge(case.spec, call)(found)
 
 
 def _again(case: _Case) -> Verdict:
     there = on_device(case.call, case.device)
-    with torch.no_grad():
+    with torch.no_grad(), _threads():
         first = _outputs(case.spec.run(case.spec.public(), there), case.device)
         for i in range(AGAIN):
             found = _outputs(case.spec.run(case.spec.public(), there), case.device)
@@ -209,7 +211,7 @@ def _again(case: _Case) -> Verdict:
 
 def _in_place(case: _Case) -> Verdict:
     call, there = case.call, on_device(case.call, case.device)
-    with torch.no_grad():
+    with torch.no_grad(), _threads():
         result = getattr(fusedops, f"{case.spec.name}_")(*there.args, **there.kwargs)
     count = len(main_inputs(case.spec, call))
     returned = (result,) if isinstance(result, Tensor) else tuple(result)
@@ -222,7 +224,7 @@ def _out(case: _Case) -> Verdict:
     call, there = case.call, on_device(case.call, case.device)
     (shape,) = output_shapes(case.spec, call)
     target = torch.full(shape, math.nan, dtype=call.dtype, device=case.device)
-    with torch.no_grad():
+    with torch.no_grad(), _threads():
         result = case.spec.public()(*there.args, **there.kwargs, out=target)
     if result is not target:
         return _lost("what was returned is not the out that was given")
@@ -234,7 +236,7 @@ def _backward(case: _Case) -> Verdict:
     there = on_device(call, case.device)
     learned = main_inputs(spec, there) if spec.home == "rope" else there.tensors
     leaves = tuple(t.requires_grad_() for t in learned if t.is_floating_point())
-    with torch.enable_grad():
+    with torch.enable_grad(), _threads():
         outputs = spec.run(spec.public(), there)
         g = torch.Generator().manual_seed(1)
         cotangents = tuple(
@@ -341,13 +343,19 @@ def _lost(fault: str) -> Verdict:
 
 
 @contextmanager
+def _threads() -> Iterator[None]:
+    """As many as the user has, for the op; making and judging small tensors is done by one."""
+    judging = torch.get_num_threads()
+    torch.set_num_threads(_USUAL)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(judging)
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """That PyTorch operations stand in for a kernel is in the report already."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fusedops has no")
         yield
-
-
-def failed(parts: Sequence[Part]) -> list[Part]:
-    """The parts with a fault."""
-    return [part for part in parts if part.faults]
