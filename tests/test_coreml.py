@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,6 +176,17 @@ def test_a_weight_that_is_an_input_and_four_dimensions(ct: Any) -> None:
     matmul = operations(model)[0]
     assert (matmul.transpose_x.val, matmul.transpose_y.val) == (False, True)
     assert operations(model)[-1].outputs[0].shape == (2, 3, 4, 8)
+
+
+@pytest.mark.source
+def test_the_example_of_the_page_runs(
+    ct: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).resolve().parent.parent / "docs/coreml.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert (tmp_path / "layer.mlpackage").is_dir()
 
 
 # --- programs that were made by hand --------------------------------------------------------------
