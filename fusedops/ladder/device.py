@@ -73,7 +73,16 @@ def _rungs(
             stepwise,
             device="mps",
         ),
-        Rung("metal_fused", op, "a Metal kernel", on("mps", fused), _metal_missing(), device="mps"),
+        # Of many rows PyTorch multiplies and rounds, and a kernel adds bias and GELU.
+        Rung(
+            "metal_fused",
+            op,
+            "Metal kernels",
+            on("mps", fused),
+            _metal_missing(),
+            stepwise,
+            device="mps",
+        ),
         Rung(
             "coreml",
             op,
