@@ -217,6 +217,21 @@ def test_a_call_keeps_its_layout_on_a_device(view: str) -> None:
         assert moved.untyped_storage().nbytes() == here.untyped_storage().nbytes()
 
 
+def test_tensors_share_memory_on_a_device_too() -> None:
+    q, k, *_ = on_device(SPECS["rope_qk"].sample("packed").build(torch.float32), "meta").args
+    assert q is not None
+    assert k is not None
+    assert q._base is not None
+    assert q._base is k._base
+
+
+# Empty tensors have one address: none.
+def test_empty_tensors_keep_their_dtypes_on_a_device() -> None:
+    call = SPECS["gelu_linear_quantized"].sample("empty-k-int8").build(torch.float16)
+    there = on_device(call, "meta")
+    assert [t.dtype for t in there.tensors] == [t.dtype for t in call.tensors]
+
+
 # --- the report -----------------------------------------------------------------------------------
 
 

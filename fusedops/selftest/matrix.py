@@ -7,6 +7,7 @@ tolerance of its own.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import os
@@ -307,8 +308,6 @@ def _positions(spec: OpSpec, device: str) -> Part:
 
 
 def _check() -> None:
-    import importlib
-
     importlib.import_module("fusedops.mps").check()
 
 
