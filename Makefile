@@ -101,8 +101,8 @@ $(STAMPS)/lint $(STAMPS)/peers $(STAMPS)/wheels: $(STAMPS)/%: requirements/%.txt
 	$(PIP) install -c requirements/build.txt -r $<
 	@touch $@
 
-$(STAMPS)/test: $(addprefix requirements/, test.txt torchtune.txt demo.txt) $(STAMPS)/requirements
-	$(PIP) install -c requirements/build.txt -r requirements/test.txt
+$(STAMPS)/test: $(addprefix requirements/, test.txt torchtune.txt coreml.txt demo.txt) $(STAMPS)/requirements
+	$(PIP) install -c requirements/build.txt -r requirements/test.txt -r requirements/coreml.txt
 	$(PIP) install --no-deps -r requirements/torchtune.txt
 	@touch $@
 

@@ -26,6 +26,7 @@ __all__ = [
     "backend",
     "bench",
     "compat",
+    "coreml",
     "deterministic",
     "doctor",
     "freeze",
@@ -52,7 +53,9 @@ __all__ = [
 ]
 
 # Loaded at their first use: modules, and the functions and types that are not ops.
-_MODULES = frozenset({"bench", "compat", "ladder", "mps", "nn", "plan", "reference", "testing"})
+_MODULES = frozenset(
+    {"bench", "compat", "coreml", "ladder", "mps", "nn", "plan", "reference", "testing"}
+)
 _FUNCTIONS = {
     "PackedLinear": "fusedops.ops.packed",
     "autotune": "fusedops.tuning",

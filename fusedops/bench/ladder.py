@@ -76,6 +76,7 @@ def run(
             build=functools.partial(_build, rung),
             missing=rung.unavailable,
             sample=ladder_case.slices.get(rung.name),
+            device=rung.device,
         )
         for rung in ladder.rungs(ladder_case.case.op)
         if rung.name not in ladder_case.skip
@@ -94,6 +95,8 @@ def run(
 def _build(rung: ladder.Rung, spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
     if regime != Regime():
         raise Unsupported("a rung returns a new tensor")
+    if rung.dtypes is not None and call.dtype not in rung.dtypes:
+        raise Unsupported(f"computes in {' and '.join(str(d)[6:] for d in rung.dtypes)}")
     if rung.prepare is not None:
         return rung.prepare(*call.args, **call.kwargs)
     return functools.partial(rung, *call.args, **call.kwargs)
