@@ -14,9 +14,9 @@ export FUSEDOPS_WERROR := 1
 
 # What the extension is made of. Directories count too: a removed file must rebuild as well.
 SOURCES := setup.py pyproject.toml $(shell find csrc metal 2>/dev/null)
-CXX_FILES = $(shell find csrc metal -name '*.h' -o -name '*.cpp' -o -name '*.metal' 2>/dev/null)
+CXX_FILES = $(shell find csrc metal tests/metal -name '*.h' -o -name '*.cpp' -o -name '*.metal' 2>/dev/null)
 
-.PHONY: help build test test-fast test-wheel test-arm64 cross-tools wheel-x86_64 wheel-aarch64 wheel-macos sdist demo bars docs instructions peers lint format clean
+.PHONY: help build test test-fast test-wheel test-arm64 test-metal cross-tools wheel-x86_64 wheel-aarch64 wheel-macos sdist demo bars docs instructions peers lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ wheel-macos: $(STAMPS)/wheels ## the same for macOS 14 on arm64, cross-compiled 
 
 sdist: $(STAMPS)/requirements ## dist/*.tar.gz
 	$(PY) setup.py --quiet sdist
+
+test-metal: build $(STAMPS)/test ## Metal without a Mac: shaders, their host code and the tests on an emulator
+	@bash scripts/test-metal.sh
 
 demo: build $(STAMPS)/demo ## the ladder verified and timed, and a real model with fusedops inside
 	$(PY) benchmarks/demo.py

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""``python -m fusedops``: info, verify, bench, autotune."""
-=======
-"""``python -m fusedops``: info, verify, bench, selftest."""
->>>>>>> wt/selftest
+"""``python -m fusedops``: info, verify, bench, autotune, selftest."""
 
 from __future__ import annotations
 
@@ -28,23 +24,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("info", help="CPU, instruction sets, threads, torch and measured limits")
     verify.add_parser(commands)
     bench.add_parser(commands)
-<<<<<<< HEAD
     tuning.add_parser(commands)
-=======
     selftest.add_parser(commands)
->>>>>>> wt/selftest
     options = parser.parse_args(arguments)
     try:
         if options.command == "info":
             sys.stdout.write(info.text())
             return 0
-<<<<<<< HEAD
-        parts = {"verify": verify, "bench": bench, "autotune": tuning}
+        parts = {"verify": verify, "bench": bench, "autotune": tuning, "selftest": selftest}
         return int(parts[options.command].run(options))
-=======
-        run = {"verify": verify.run, "bench": bench.run, "selftest": selftest.run}
-        return int(run[options.command](options))
->>>>>>> wt/selftest
     except BrokenPipeError:  # the reader of our output has gone: nothing to say and nobody to hear
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

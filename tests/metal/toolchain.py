@@ -47,12 +47,13 @@ def environment() -> dict[str, str]:
 
 def sanitizer(name: str) -> Path:
     """The shared runtime of asan or tsan."""
-    machine = os.uname().machine
-    library = f"libclang_rt.{name}-{machine}.so"
-    answer = run([str(clang()), f"-print-file-name={library}"]).stdout.strip()
-    if not Path(answer).is_file():
-        raise MissingToolchainError(f"{library} is missing beside {clang()}")
-    return Path(answer)
+    library = f"libclang_rt.{name}-{os.uname().machine}.so"
+    beside = Path(run([str(clang()), f"-print-file-name={library}"]).stdout.strip())
+    private = PRIVATE.glob(f"usr/lib/llvm-*/lib/clang/*/lib/linux/{library}")
+    for path in (beside, *private):
+        if path.is_file():
+            return path
+    raise MissingToolchainError(f"{library} is missing (make test-metal fetches it)")
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "capture.h"
 #include "group.h"
 #include "runtime.h"
 #include "watch.h"
@@ -96,6 +97,7 @@ void dispatch(const Kernel& kernel, const emu::Launch& launch) {
   if (kernel.largest_group != 0 && threads > static_cast<uint64_t>(kernel.largest_group)) {
     throw std::runtime_error("a threadgroup larger than max_total_threads_per_threadgroup");
   }
+  if (const char* folder = getenv("EMU_CAPTURE")) emu::capture(launch, folder);
   const emu::Options options{number("EMU_ORDER"), static_cast<unsigned>(number("EMU_SEED")),
                              number("EMU_FUZZ_ULP")};
   const emu::Stats stats = emu::run(launch, kernel.entry, options);
@@ -124,6 +126,8 @@ const char* emu_last_error(void) { return last_error.c_str(); }
 
 void* emu_open(const char* path) {
   const std::lock_guard lock(one_at_a_time);
+  static std::map<std::string, std::unique_ptr<Library>> open;
+  if (const auto found = open.find(path); found != open.end()) return found->second.get();
   auto library = std::make_unique<Library>();
   loading = library.get();
   void* handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
@@ -133,12 +137,12 @@ void* emu_open(const char* path) {
     return nullptr;
   }
   if (library->empty()) {
-    last_error = std::string(path) + " holds no kernel, or has been opened before";
+    last_error = std::string(path) + " holds no kernel";
     return nullptr;
   }
   void* inside = reinterpret_cast<void*>(library->begin()->second.entry);
   dl_iterate_phdr(allow_module, inside);
-  return library.release();
+  return (open[path] = std::move(library)).get();
 }
 
 void* emu_find(void* library, const char* name) {
