@@ -1,30 +1,25 @@
-"""gelu_linear_quantized, quantize_weight and the low-precision GELULinear."""
+"""gelu_linear_quantized and quantize_weight: values, bits, errors."""
 
 from __future__ import annotations
 
-import copy
 import functools
-import io
 import math
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from helpers import assert_refused, python
-from torch import Tensor, nn
-from torch.autograd import forward_ad, gradcheck
+from helpers import assert_refused
+from quantized_layers import KINDS, SPEC, each_dtype, each_kind, each_variant, layer, run
+from torch import Tensor
 from torch.nn import functional
 
 import fusedops
 from fusedops import quantize_weight, reference
-from fusedops.nn import GELULinear
 from fusedops.testing import (
     DISTRIBUTIONS,
     DTYPES,
     ROUNDED_SAMPLES,
-    SPECS,
     Call,
     Linear,
     Quantized,
@@ -36,33 +31,7 @@ from fusedops.testing import (
 from fusedops.verification.task import one_thread
 
 ops = torch.ops.fusedops
-SPEC = SPECS["gelu_linear_quantized"]
 LEAST = 2.0**-126
-
-# As users name them: dtype of the weight, dtype of the activations.
-KINDS: dict[str, dict[str, torch.dtype | None]] = {
-    "bf16": {"weight_dtype": torch.bfloat16},
-    "int8": {"weight_dtype": torch.int8},
-    "w8a8": {"weight_dtype": torch.int8, "activation_dtype": torch.int8},
-}
-each_kind = pytest.mark.parametrize("kind", KINDS)
-each_dtype = pytest.mark.parametrize("dtype", SPEC.dtypes)
-each_variant = pytest.mark.parametrize("approximate", ["none", "tanh", "quick"])
-
-
-def layer(
-    kind: str, *shape: int, n: int = 4, dtype: torch.dtype = torch.float32
-) -> tuple[list[Any], dict[str, Any]]:
-    """Arguments and options of a call: input of the shape, weight, scale, bias."""
-    weight, scale = quantize_weight(torch.randn(n, shape[-1]), KINDS[kind]["weight_dtype"])
-    options = {"activation_dtype": KINDS[kind].get("activation_dtype")}
-    return [torch.randn(shape).to(dtype), weight, scale, torch.randn(n)], options
-
-
-def run(kind: str, args: list[Any], **more: Any) -> Tensor:
-    return fusedops.gelu_linear_quantized(
-        *args, activation_dtype=KINDS[kind].get("activation_dtype"), **more
-    )
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -386,358 +355,16 @@ def test_bad_weights_to_quantize() -> None:
     assert_refused(lambda: quantize_weight(w[0], torch.int8), op + message)
 
 
-def test_mixed_devices() -> None:
-    args, _ = layer("int8", 2, 3)
-    message = "tensors must be on one device but got cpu and meta"
-    assert_refused(lambda: run("int8", [args[0].to("meta"), *args[1:]]), _OP + message)
-
-
-# --- gradients ------------------------------------------------------------------------------------
-
-
-@each_variant
-@pytest.mark.parametrize("kind", ["bf16", "int8"])
-def test_gradients_are_those_of_the_formula(kind: str, approximate: str) -> None:
-    args, _ = layer(kind, 2, 5, 6, n=7)
-    learned = [i for i, t in enumerate(args) if t is not None and t.is_floating_point()]
-    grad = torch.randn(2, 5, 7)
-
-    def gradients(function: Callable[..., Tensor], dtype: torch.dtype | None) -> list[Tensor]:
-        given = [t if t is None or dtype is None else t.to(dtype) for t in args]
-        leaves = [given[i].detach().clone().requires_grad_() for i in learned]
-        for i, leaf in zip(learned, leaves, strict=True):
-            given[i] = leaf
-        y = function(*given, approximate=approximate)
-        return list(torch.autograd.grad(y, leaves, grad.to(y.dtype)))
-
-    ours = gradients(fusedops.gelu_linear_quantized, None)
-    exact = gradients(reference.gelu_linear_quantized, torch.float64)
-    for i, actual, expected in zip(learned, ours, exact, strict=True):
-        assert actual.dtype == args[i].dtype
-        # Sums of at most 10 products of at most 10 each, of factors within 1e-6; bf16 rounds.
-        rounding = torch.finfo(actual.dtype).eps * expected.abs()
-        assert_within(actual, expected, rounding + 1e-4)
-
-
-@pytest.mark.parametrize("kind", ["bf16", "int8"])
-def test_second_derivatives(kind: str) -> None:
-    args, _ = layer(kind, 3, 4)
-    x = args[0].requires_grad_()
-
-    def twice(function: Callable[..., Tensor], x: Tensor) -> Tensor:
-        (first,) = torch.autograd.grad(function(x, *args[1:]).square().sum(), x, create_graph=True)
-        (second,) = torch.autograd.grad(first.square().sum(), x)
-        return second
-
-    expected = twice(reference.gelu_linear_quantized, x)
-    torch.testing.assert_close(twice(fusedops.gelu_linear_quantized, x), expected)
-
-
-GRAD = (
-    "input must not be differentiated for activation_dtype=torch.int8 (rounding has no gradient) "
-    "but got one that is"
-)
-
-
-def _recorded(f: Callable[[Tensor], Tensor], x: Tensor) -> Any:
-    return f(x.requires_grad_())
-
-
-def _dual(f: Callable[[Tensor], Tensor], x: Tensor) -> Any:
-    with forward_ad.dual_level():
-        return f(forward_ad.make_dual(x, x))
-
-
-DERIVATIVES: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = {
-    "backward": _recorded,
-    "dual": _dual,
-    "grad": lambda f, x: torch.func.grad(lambda t: f(t).sum())(x),
-    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,)),
-    "grad-vmap": lambda f, x: torch.func.grad(lambda t: torch.func.vmap(f)(t).sum())(x),
-    "vmap-grad": lambda f, x: torch.func.vmap(torch.func.grad(lambda t: f(t).sum()))(x),
-}
-
-
-@pytest.mark.parametrize("derivative", DERIVATIVES.values(), ids=DERIVATIVES)
-def test_rounded_activations_have_no_gradient(
-    derivative: Callable[[Callable[[Tensor], Tensor], Tensor], Any],
-) -> None:
-    args, _ = layer("w8a8", 3, 5)
-    f = lambda x: run("w8a8", [x, *args[1:]])  # noqa: E731
-    assert_refused(lambda: derivative(f, args[0]), _OP + GRAD)
-
-
-def test_the_rest_of_a_rounded_layer_has_gradients() -> None:
-    args, _ = layer("w8a8", 3, 5)
-    leaves = [args[2].requires_grad_(), args[3].requires_grad_()]
-    ours = torch.autograd.grad(run("w8a8", args).sum(), leaves)
-    formula = reference.gelu_linear_quantized(*args, activation_dtype=torch.int8)
-    torch.testing.assert_close(ours, torch.autograd.grad(formula.sum(), leaves))
-
-
-@each_kind
-def test_vmap(kind: str) -> None:
-    args, _ = layer(kind, 6, 2, 5)
-    batched = torch.func.vmap(lambda x: run(kind, [x, *args[1:]]))(args[0])
-    torch.testing.assert_close(batched, run(kind, args))
-
-
-# --- opcheck and the compiler ---------------------------------------------------------------------
-
-
-@each_kind
-@pytest.mark.parametrize("op", ["gelu_linear_quantized", "gelu_linear_quantized_nograd"])
-def test_opcheck(op: str, kind: str) -> None:
-    args, options = layer(kind, 2, 5)
-    rounded = options["activation_dtype"] is not None
-    if not op.endswith("nograd"):
-        args[3].requires_grad_()
-        if not rounded:
-            args[0].requires_grad_()
-    torch.library.opcheck(getattr(ops, op).default, (*args, "tanh", rounded))
-
-
-@each_kind
-def test_compiled(kind: str) -> None:
-    torch._dynamo.reset()
-    compiled = torch.compile(functools.partial(run, kind), fullgraph=True, backend="aot_eager")
-    for rows in (2, 3, 40):
-        args, _ = layer(kind, rows, 5)
-        assert_same_bits(compiled(args), run(kind, args))
-
-
-@each_kind
-def test_exported(kind: str) -> None:
-    module = GELULinear(5, 7, **KINDS[kind])  # type: ignore[arg-type]
-    rows = torch.export.Dim("rows", min=2)
-    program = torch.export.export(module, (torch.randn(3, 5),), dynamic_shapes=({0: rows},))
-    x = torch.randn(9, 5)
-    assert_same_bits(program.module()(x), module(x))
-
-
-@each_kind
-@pytest.mark.parametrize("name", ["float16", "bfloat16"])
-def test_autocast_casts_the_input(kind: str, name: str) -> None:
-    args, _ = layer(kind, 2, 5)
-    dtype = getattr(torch, name)
-    with torch.autocast("cpu", dtype=dtype):
-        y = run(kind, args)
-    assert_same_bits(y, run(kind, [args[0].to(dtype), *args[1:]]))
-
-
-@pytest.mark.slow
-def test_process_without_other_kernels() -> None:
-    """FUSEDOPS_ISA=portable alone gives the same bits."""
-    code = """
-    import torch, fusedops
-    g = torch.Generator().manual_seed(0)
-    x, w = torch.randn(3, 50, generator=g), torch.randn(9, 50, generator=g)
-    q, s = fusedops.quantize_weight(w, torch.int8)
-    for a in (None, torch.int8):
-        y = fusedops.gelu_linear_quantized(x, q, s, activation_dtype=a)
-        print(y.view(torch.int32).flatten().tolist())
-    """
-    default, portable = python(code), python(code, FUSEDOPS_ISA="portable")
-    assert default.returncode == 0, default.stderr
-    assert default.stdout == portable.stdout
-
-
-# --- the module -----------------------------------------------------------------------------------
-
-STATE = {
-    "bf16": {"weight": torch.bfloat16, "bias": torch.float32},
-    "int8": {"weight": torch.int8, "scale": torch.float32, "bias": torch.float32},
-    "w8a8": {"weight": torch.int8, "scale": torch.float32, "bias": torch.float32},
-}
-
-
-def module_of(kind: str, *, bias: bool = True, **more: Any) -> tuple[GELULinear, nn.Linear]:
-    """A module and the linear layer that it was made from."""
-    linear = nn.Linear(6, 9, bias)
-    return GELULinear.from_linear(linear, **KINDS[kind], **more), linear  # type: ignore[arg-type]
-
-
-@each_kind
-@pytest.mark.parametrize("bias", [False, True])
-def test_module_computes_what_the_function_does(kind: str, bias: bool) -> None:
-    module, linear = module_of(kind, bias=bias, approximate="tanh")
-    q, scale = quantize_weight(linear.weight, module.weight_dtype or torch.float32)
-    x = torch.randn(2, 3, 6)
-    expected = run(kind, [x, q, scale, linear.bias], approximate="tanh")
-    assert_same_bits(module(x), expected.detach())
-    assert not module(x).requires_grad
-
-
-@each_kind
-def test_state_dict_holds_what_is_stored(kind: str) -> None:
-    module, linear = module_of(kind)
-    assert {name: t.dtype for name, t in module.state_dict().items()} == STATE[kind]
-    assert [name for name, _ in module.named_parameters()] == ["bias"]
-    twin = GELULinear(6, 9, **KINDS[kind])  # type: ignore[arg-type]
-    assert twin.load_state_dict(module.state_dict()).missing_keys == []
-    x = torch.randn(3, 6)
-    assert_same_bits(twin(x), module(x))
-    assert linear.weight.dtype == torch.float32
-
-
-@each_kind
-@pytest.mark.parametrize("assign", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_floating_point_state_dict_is_quantised(kind: str, assign: bool, dtype: str) -> None:
-    model = nn.Sequential(nn.Identity(), GELULinear(6, 9, **KINDS[kind]))  # type: ignore[arg-type]
-    linear = nn.Linear(6, 9).to(DTYPES[dtype])
-    state = {f"1.{name}": t for name, t in linear.state_dict().items()}
-    before = dict(state)
-    model.load_state_dict(state, assign=assign)
-    assert all(state[name] is t for name, t in before.items())
-    stored = {name: t.dtype for name, t in model[1].state_dict().items()}
-    assert stored == STATE[kind]
-    expected = GELULinear.from_linear(linear.float(), **KINDS[kind])  # type: ignore[arg-type]
-    x = torch.randn(3, 6)
-    assert_same_bits(model(x), expected(x))
-
-
-def test_state_dict_of_another_kind_is_refused() -> None:
-    int8, bf16, plain = (module_of("int8")[0], module_of("bf16")[0], GELULinear(6, 9))
-    message = "[GELULinear] weight must be floating point or torch.bfloat16 but got torch.int8"
-    assert_refused(lambda: bf16.load_state_dict(int8.state_dict()), message)
-    with pytest.raises(RuntimeError, match="Unexpected key"):
-        plain.load_state_dict(int8.state_dict())
-    only = {"weight": int8.weight, "bias": int8.bias}
-    with pytest.raises(RuntimeError, match="Missing key"):
-        int8.load_state_dict(only)
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        int8.load_state_dict(nn.Linear(7, 9).state_dict())
-    bf16.load_state_dict(GELULinear.from_linear(nn.Linear(6, 9)).state_dict())
-    plain.load_state_dict(bf16.state_dict())
-
-
-def _saved_and_loaded(module: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    loaded: nn.Module = torch.load(file, weights_only=False)
-    return loaded
-
-
-@each_kind
-@pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), _saved_and_loaded]
-)
-def test_copies(kind: str, duplicate: Callable[[Any], Any]) -> None:
-    module, _ = module_of(kind)
-    twin, x = duplicate(module), torch.randn(3, 6)
-    assert repr(twin) == repr(module)
-    assert_same_bits(twin(x), module(x))
-
-
-@each_kind
-@pytest.mark.parametrize("convert", ["half", "bfloat16", "double"])
-def test_conversions_leave_the_weights_alone(kind: str, convert: str) -> None:
-    module, _ = module_of(kind)
-    x = torch.randn(3, 6)
-    expected = module(x)
-    getattr(module, convert)()
-    assert {name: t.dtype for name, t in module.state_dict().items()} == STATE[kind]
-    assert_same_bits(module(x), expected)
-
-
-@each_kind
-@each_dtype
-def test_module_takes_inputs_of_any_dtype(kind: str, dtype: str) -> None:
-    module, _ = module_of(kind)
-    assert module(torch.randn(3, 6).to(DTYPES[dtype])).dtype == DTYPES[dtype]
-
-
-@each_kind
-def test_meta_device_and_back(kind: str) -> None:
-    module = GELULinear(6, 9, device="meta", **KINDS[kind])  # type: ignore[arg-type]
-    assert module(torch.randn(3, 6, device="meta")).shape == (3, 9)
-    module.to_empty(device="cpu").reset_parameters()
-    assert {name: t.dtype for name, t in module.state_dict().items()} == STATE[kind]
-    assert module(torch.randn(3, 6)).isfinite().all()
-
-
-@pytest.mark.parametrize("kind", ["bf16", "int8"])
-def test_gradients_pass_through_a_module(kind: str) -> None:
-    module, _ = module_of(kind)
-    module.bias.requires_grad_()
-    x = torch.randn(3, 6, requires_grad=True)
-    module(x).sum().backward()
-    assert x.grad is not None
-    assert module.bias.grad is not None
-
-
-def test_from_linear_keeps_what_it_is_given() -> None:
-    source = GELULinear(6, 9, approximate="quick").eval()
-    module = GELULinear.from_linear(source, save="none", weight_dtype=torch.int8)
-    assert (module.approximate, module.save, module.training) == ("quick", "none", False)
-    assert repr(module) == (
-        "GELULinear(in_features=6, out_features=9, bias=True, approximate='quick', save='none', "
-        "weight_dtype=torch.int8)"
-    )
-    plain = GELULinear.from_linear(nn.Linear(6, 9), "tanh")
-    assert plain.weight_dtype is None
-    assert isinstance(plain.weight, nn.Parameter)
-    assert plain.weight.requires_grad
-
-
-@each_kind
-@pytest.mark.parametrize("weight_dtype", [None, torch.int8])
-def test_from_linear_refuses_a_quantised_module(
-    kind: str, weight_dtype: torch.dtype | None
-) -> None:
-    source, _ = module_of(kind)
-    message = (
-        "[GELULinear] linear must hold a floating-point weight of its own but got one with "
-        f"weight_dtype {source.weight_dtype}"
-    )
-    assert_refused(lambda: GELULinear.from_linear(source, weight_dtype=weight_dtype), message)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"weight_dtype": torch.float16},
-            "weight_dtype must be None, torch.bfloat16 or torch.int8 but got torch.float16",
-        ),
-        (
-            {"weight_dtype": torch.int8, "activation_dtype": torch.uint8},
-            "activation_dtype must be None or torch.int8 but got torch.uint8",
-        ),
-        (
-            {"activation_dtype": torch.int8},
-            "weight_dtype must be torch.int8 for activation_dtype=torch.int8 but got None",
-        ),
-        (
-            {"weight_dtype": torch.bfloat16, "activation_dtype": torch.int8},
-            "weight_dtype must be torch.int8 for activation_dtype=torch.int8 but got "
-            "torch.bfloat16",
-        ),
-    ],
-)
-def test_bad_module_options(options: dict[str, torch.dtype], message: str) -> None:
-    assert_refused(lambda: GELULinear(3, 4, **options), f"[GELULinear] {message}")  # type: ignore[arg-type]
-
-
 def test_a_packed_weight_is_refused() -> None:
     x, packed = torch.randn(3, 6), fusedops.pack_linear(torch.randn(9, 6))
     message = "[gelu_linear_quantized] weight must be a tensor but got PackedLinear"
     assert_refused(lambda: fusedops.gelu_linear_quantized(x, packed), message)  # type: ignore[arg-type]
 
 
-@each_kind
-def test_symbolic_trace(kind: str) -> None:
-    module, _ = module_of(kind)
-    traced, x = torch.fx.symbolic_trace(module), torch.randn(3, 6)
-    assert_same_bits(traced(x), module(x))
-
-
-def test_gradcheck_of_the_formula() -> None:
-    args, _ = layer("int8", 2, 4)
-    wide = [args[0].double().requires_grad_(), args[1], args[2].double().requires_grad_()]
-    assert gradcheck(lambda x, s: reference.gelu_linear_quantized(x, wide[1], s), wide[::2])
+def test_mixed_devices() -> None:
+    args, _ = layer("int8", 2, 3)
+    message = "tensors must be on one device but got cpu and meta"
+    assert_refused(lambda: run("int8", [args[0].to("meta"), *args[1:]]), _OP + message)
 
 
 def test_samples_of_rounded_activations_are_of_the_op() -> None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fusedops import _library, reference
-from fusedops._library import is_plain, is_recorded, is_recorded_alone, is_transformed, ops
-from fusedops.ops import linear_activation, packed
+from fusedops._library import is_plain, is_recorded_alone, is_transformed, ops
+from fusedops.ops import packed
+from fusedops.ops.activated import ActivatedLayer
 from fusedops.ops.layer import (
     autocast,
     backward_formula,
@@ -65,7 +66,9 @@ def linear(
         return packed.linear(input, weight, bias)
     input, weight, bias = autocast(input, weight, bias)
     if activation is not None:
-        return _activated(input, weight, bias, activation)
+        if is_plain(input, weight, bias):
+            return ops.linear_activation_nograd(input, weight, bias, activation)
+        return _activated.call(input, weight, bias, activation, save="preact")
     if is_plain(input, weight, bias):
         return ops.linear_nograd(input, weight, bias)
     if is_recorded_alone():
@@ -73,18 +76,6 @@ def linear(
     if is_transformed():
         return _formula(input, weight, bias)
     return ops.linear(input, weight, bias)
-
-
-def _activated(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    if is_plain(input, weight, bias):
-        return ops.linear_activation_nograd(input, weight, bias, activation)
-    if is_recorded_alone():
-        return linear_activation.apply_preact(input, weight, bias, activation)[0]
-    if is_transformed():
-        return linear_activation.formula(input, weight, bias, activation)
-    if is_recorded(input, weight, bias):  # the pre-activation is kept for backward
-        return ops.linear_activation_preact(input, weight, bias, activation)[0]
-    return ops.linear_activation(input, weight, bias, activation)
 
 
 def _formula(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -116,6 +107,13 @@ def _apply(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _Linear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
 
 
+_activated = ActivatedLayer(
+    "linear_activation",
+    "linear",
+    reference.activate,
+    ops.activation_backward,
+    reference.require_activation,
+)
 for _name in ("linear", "linear_nograd"):
     _library.register_fake(_name, _fake)
     _library.register_fallback(_name, _formula)
