@@ -12,6 +12,7 @@ from fusedops.bench import bars
 from fusedops.bench.bars import Check
 from fusedops.bench.peers import PEERS
 from fusedops.bench.record import Regime, Result
+from fusedops.bench.report import OURS, best_other
 from fusedops.bench.yardsticks import YARDSTICKS
 from fusedops.testing import DTYPES, SPECS, Bar
 
@@ -58,6 +59,22 @@ def state(one: Bar, found: Result) -> tuple[str, float | None]:
 )
 def test_figure_and_state(one: Bar, expected: tuple[str, float | None]) -> None:
     assert state(one, measured()) == expected
+
+
+def test_a_bar_may_name_the_candidate_that_must_reach_it() -> None:
+    found = measured()
+    packed = row("packed", 0.5, {"eager": around(4.0)}, of_limit=0.95)
+    found = dataclasses.replace(found, rows=(*found.rows, packed))
+    for one, expected in (
+        (bar("limit", 0.9), ("FAILED", 0.8)),
+        (dataclasses.replace(bar("limit", 0.9), candidate="packed"), ("ok", 0.95)),
+        (dataclasses.replace(bar("faster", 3.0, "eager"), candidate="packed"), ("ok", 4.0)),
+    ):
+        assert state(one, found) == expected
+        assert bars.candidates([Check("gelu_linear", one)], PEER_NAMES, "fusedops")[0] == "fusedops"
+    assert best_other(found) == next(r for r in found.rows if r.candidate == "onednn")
+    assert best_other(found, "packed") == best_other(found)
+    assert best_other(found, "eager") == packed
 
 
 def test_slower_within_the_noise_is_not_slower() -> None:
@@ -143,6 +160,7 @@ def test_every_bar_names_what_exists(op: str) -> None:
     for one in SPECS[op].bars:
         assert SPECS[op].sample(one.shape).name == one.shape
         assert one.dtype in DTYPES
+        assert one.candidate in ("", *OURS)
         Regime.parse(one.regime)
         names = [] if one.against in ("", "best") else one.against.split(",")
         assert set(names) <= PEERS.keys() | YARDSTICKS.keys()

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "../parallel.h"
+#include "memory.h"
 
 namespace fusedops {
 
@@ -184,9 +185,6 @@ LinearKernels kernels_for(DType t) {
 #undef OF
 }
 
-int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
-int64_t aligned(int64_t bytes) { return pieces(bytes, 64) * 64; }
-
 // Memory of a call, kept for the thread's next one: fresh pages cost more than what is done in
 // them.
 class Workspace {
@@ -236,6 +234,7 @@ constexpr int64_t kChunkBytes = 4 << 20;      // of packed x that pass by one pa
 constexpr int64_t kChunkRows = 1024;    // whose sums stay in the second cache between blocks of k
 constexpr int64_t kPanelsTogether = 8;  // of a task that has few rows
 constexpr int64_t kLeastRows = 128;     // worth a panel
+constexpr int64_t kLastParts = 8;       // of the last task of a worker, at most
 
 // y in tasks of `rows` rows (or tiles of rows) x `columns` columns.
 struct Tasks {
@@ -243,6 +242,7 @@ struct Tasks {
   int64_t m, rows, n, columns;
   int64_t scratch;  // bytes for each worker
   int64_t workers;
+  int64_t parts;  // the last task of a worker is handed out in so many, that all end together
 
   int64_t down() const { return pieces(m, rows); }
   int64_t across() const { return pieces(n, columns); }
@@ -250,6 +250,7 @@ struct Tasks {
 
 Tasks cut(const LinearArgs& a, const LinearShape& shape, bool dots, int threads) {
   Tasks t = {};
+  t.parts = 1;
   t.workers = worker_count(a, threads);
   t.dots = dots;
   t.n = a.n;
@@ -273,6 +274,8 @@ Tasks cut(const LinearArgs& a, const LinearShape& shape, bool dots, int threads)
   t.rows = pieces(t.m, chunks);
   t.scratch = aligned(shape.panel_bytes + t.rows * shape.tile_rows * shape.panel_row_bytes);
   t.own_rows = a.m <= kPrivateRows && a.m * shape.row_bytes <= kPrivateBytes;
+  // A panel that is not packed is transposed once more for each part.
+  if (t.workers > 1) t.parts = std::clamp<int64_t>(t.rows / (a.packed ? 4 : 12), 1, kLastParts);
   // One tile of rows passes a panel in a moment: several make a task.
   if (t.m == 1) t.columns *= std::clamp<int64_t>(t.across() / (8 * t.workers), 1, kPanelsTogether);
   // More workers than tasks still help to pack rows that are shared.
@@ -304,11 +307,18 @@ class Queue {
       Counter& taken = *std::launder(reinterpret_cast<Counter*>(memory_ + owner * kCounterBytes));
       const int64_t task = taken.fetch_add(1, std::memory_order_relaxed);
       const int64_t width = by_columns_ ? own : across;
-      if (task >= own * (by_columns_ ? down : across)) continue;
-      const int64_t row = task / width + (by_columns_ ? 0 : first);
-      const int64_t col = task % width + (by_columns_ ? first : 0);
+      const int64_t last = own * (by_columns_ ? down : across) - 1;
+      if (last < 0 || task >= last + tasks_.parts) continue;
+      const int64_t whole = std::min(task, last);
+      const int64_t row = whole / width + (by_columns_ ? 0 : first);
+      const int64_t col = whole % width + (by_columns_ ? first : 0);
       part.row_begin = row * tasks_.rows;
       part.row_end = std::min(tasks_.m, part.row_begin + tasks_.rows);
+      if (whole == last) {
+        const int64_t rows = part.row_end - part.row_begin, begin = part.row_begin;
+        part.row_begin = begin + (task - last) * rows / tasks_.parts;
+        part.row_end = begin + (task - last + 1) * rows / tasks_.parts;
+      }
       part.col_begin = col * tasks_.columns;
       part.col_end = std::min(tasks_.n, part.col_begin + tasks_.columns);
       return true;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -11,6 +10,7 @@
 #include "../approximate.h"
 #include "../parallel.h"
 #include "linear.h"
+#include "memory.h"
 
 namespace fusedops {
 namespace {
@@ -24,12 +24,9 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 bool engine_multiplies_for_weight(int64_t rows, DType type) {
   if (type == DType::f16) return true;
   if (type != DType::bf16) return rows >= 2;
-  LinearArgs two = {};
-  two.k = 2;
   LinearShape shape = {};
-  kernels().linear_shape_bf16(two, shape);
-  const bool in_pairs = shape.row_bytes < 2 * static_cast<int64_t>(sizeof(float));
-  return !in_pairs || rows >= 512;
+  kernels().linear_shape_bf16({}, shape);
+  return !shape.pairs || rows >= 512;
 }
 
 void check_type(const char* op, const char* what, const View& v, const View& grad) {
@@ -103,17 +100,6 @@ class Rows {
   Tensor tensor_;
   std::vector<char> row_;
 };
-
-using Memory = std::unique_ptr<char, decltype(&std::free)>;
-
-Memory allocate(const char* op, int64_t bytes) {
-  char* p = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>((bytes + 64) & ~63)));
-  if (!p) fail(op, "memory for the workspace must be available but got ", bytes, " bytes refused");
-  advise_huge_pages(p, bytes);
-  return {p, &std::free};
-}
-
-int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 struct PreactKernels {
   void (*grad)(const PreactArgs&, int64_t, int64_t, int64_t, int64_t);

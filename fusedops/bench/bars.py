@@ -88,7 +88,7 @@ def candidates(checks: Sequence[Check], every: Sequence[str], subject: str) -> l
     """What has to run for these bars, the subject first; ``every`` is what "best" means."""
     names = [subject]
     for one in checks:
-        names += _against(one.bar, every)
+        names += [one.bar.candidate or subject, *_against(one.bar, every)]
     return list(dict.fromkeys(names))
 
 
@@ -110,6 +110,7 @@ def check(
 def figure(one: Check, result: Result, every: Sequence[str], subject: str) -> None:
     """Add to a check what a measurement of its case says."""
     rows = {row.candidate: row for row in result.rows}
+    subject = one.bar.candidate or subject
     own = rows.get(subject)
     if own is None:
         one.reason = result.absent.get(subject, "it did not run")
@@ -195,7 +196,8 @@ def _case(one: Check) -> str:
     threads = "" if bar.threads is None else f", {bar.threads} thread{'s' * (bar.threads != 1)}"
     regime = f", {bar.regime}" if bar.regime else ""
     sample = SPECS[one.op].sample(bar.shape)
-    return f"{one.op} {sample.size} {bar.dtype}{regime}{threads} ({bar.shape})"
+    candidate = f" {bar.candidate}" if bar.candidate else ""
+    return f"{one.op}{candidate} {sample.size} {bar.dtype}{regime}{threads} ({bar.shape})"
 
 
 def _again(one: Check) -> str:

@@ -257,7 +257,7 @@ def _faults(result: Result, subject: str) -> Iterator[str]:
 
 def _bars(glob: str, plan: Plan, session: Session) -> int:
     subject = plan.subject.name
-    every = [name for name in PEERS if name != subject and PEERS[name].missing() is None]
+    every = [name for name in PEERS if name not in report.OURS and PEERS[name].missing() is None]
     groups = bars.grouped(glob, plan.ops, plan.threads[0], plan.isas[0])
     session.begin(len(groups))
     for case, checks in groups.items():

@@ -75,7 +75,7 @@ FUSEDOPS_INLINE void ask(Ahead& ahead) {
 // How a tile finds its block of the panel: in the second cache, beside which it asks for the next
 // one; or at first use, as the only tile: then it asks for its own, kPanelAhead bytes on.
 enum class Source { cached, streamed };
-constexpr int64_t kPanelAhead = 4096;
+constexpr int64_t kPanelAhead = 8192;
 
 // c[i][j] (+)= sum over steps of x[step][i] * panel[step][j], for the first `Vectors` of a panel.
 // The order of the additions depends on nothing but the steps and `from`.
