@@ -102,6 +102,14 @@ constexpr int64_t kShortChainSteps = sizeof(T) == 2 ? 1024 : 16;
 
 FUSEDOPS_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// A sum that would be one chain is two, where they are worth adding up.
+constexpr int64_t kLeastChainSteps = 16;
+template <class T>
+FUSEDOPS_INLINE int64_t chain_steps(int64_t steps) {
+  if (sizeof(T) == 2 || steps > kChainSteps<T> || steps <= kLeastChainSteps) return kChainSteps<T>;
+  return (steps + 1) / 2;
+}
+
 // Steps of k elements: the last one may be half full.
 template <class T>
 FUSEDOPS_INLINE int64_t steps_of(int64_t k) {

@@ -85,8 +85,8 @@ __attribute__((noinline)) void tile(const compute_t<T>* x, int64_t steps, const 
   using O = operands_t<T>;
   using V = typename O::V;
   constexpr int64_t columns = kPanelColumns<T>,
-                    row_bytes = columns * static_cast<int64_t>(sizeof(P)),
-                    longest = from == Source::streamed ? kShortChainSteps<T> : kChainSteps<T>;
+                    row_bytes = columns * static_cast<int64_t>(sizeof(P));
+  const int64_t longest = from == Source::streamed ? kShortChainSteps<T> : chain_steps<T>(steps);
   do {
     V acc[Rows][Vectors];
 #pragma GCC unroll 6
