@@ -160,17 +160,15 @@ class Queue {
       const int64_t task = taken.fetch_add(1, std::memory_order_relaxed);
       const int64_t width = by_columns_ ? own : across;
       const int64_t last = own * (by_columns_ ? down : across) - 1;
-      if (last < 0 || task >= last + tasks_.parts) continue;
+      if (last < 0) continue;
       const int64_t whole = std::min(task, last);
       const int64_t row = whole / width + (by_columns_ ? 0 : first);
       const int64_t col = whole % width + (by_columns_ ? first : 0);
-      part.row_begin = row * tasks_.rows;
-      part.row_end = std::min(tasks_.m, part.row_begin + tasks_.rows);
-      if (whole == last) {
-        const int64_t rows = part.row_end - part.row_begin, begin = part.row_begin;
-        part.row_begin = begin + (task - last) * rows / tasks_.parts;
-        part.row_end = begin + (task - last + 1) * rows / tasks_.parts;
-      }
+      const int64_t begin = row * tasks_.rows, end = std::min(tasks_.m, begin + tasks_.rows);
+      const int64_t parts = whole == last ? std::min(tasks_.parts, end - begin) : 1;
+      if (task >= whole + parts) continue;
+      part.row_begin = begin + (task - whole) * (end - begin) / parts;
+      part.row_end = begin + (task - whole + 1) * (end - begin) / parts;
       part.col_begin = col * tasks_.columns;
       part.col_end = std::min(tasks_.n, part.col_begin + tasks_.columns);
       return true;

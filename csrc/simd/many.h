@@ -42,11 +42,16 @@ FUSEDOPS_INLINE Many<V, K> each(const F& fn) {
 ON_EACH operator+(Many<V, K> a, Many<V, K> b) { EACH(a.v[i] + b.v[i]); }
 ON_EACH operator-(Many<V, K> a, Many<V, K> b) { EACH(a.v[i] - b.v[i]); }
 ON_EACH operator*(Many<V, K> a, Many<V, K> b) { EACH(a.v[i] * b.v[i]); }
+ON_EACH operator/(Many<V, K> a, Many<V, K> b) { EACH(a.v[i] / b.v[i]); }
 ON_EACH operator-(Many<V, K> a) { EACH(-a.v[i]); }
 ON_EACH fma(Many<V, K> a, Many<V, K> b, Many<V, K> c) { EACH(fma(a.v[i], b.v[i], c.v[i])); }
 ON_EACH mul_add(Many<V, K> a, Many<V, K> b, Many<V, K> c) { EACH(mul_add(a.v[i], b.v[i], c.v[i])); }
 ON_EACH min(Many<V, K> a, Many<V, K> b) { EACH(min(a.v[i], b.v[i])); }
 ON_EACH max(Many<V, K> a, Many<V, K> b) { EACH(max(a.v[i], b.v[i])); }
+ON_EACH abs(Many<V, K> a) { EACH(abs(a.v[i])); }
+ON_EACH if_negative(Many<V, K> x, Many<V, K> a, Many<V, K> b) {
+  EACH(if_negative(x.v[i], a.v[i], b.v[i]));
+}
 ON_EACH min_abs(Many<V, K> a, double limit) { EACH(min_abs(a.v[i], limit)); }
 ON_EACH round(Many<V, K> a) { EACH(round(a.v[i])); }
 ON_EACH scale2(Many<V, K> a, Many<V, K> n) { EACH(scale2(a.v[i], n.v[i])); }
