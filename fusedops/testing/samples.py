@@ -39,7 +39,7 @@ class Call:
         return self.tensors[0].device.type == "mps"
 
     def exact(self) -> Call:
-        """The same numbers in float64, and all tensors on the CPU: not every device has that type."""
+        """The same numbers in float64, all tensors on the CPU: not every device has that type."""
         moved = Call(tuple(None if t is None else t.detach().cpu() for t in self.args), self.kwargs)
         return moved.map(lambda t: t.to(torch.float64))
 
