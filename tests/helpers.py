@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from lane import DEVICE
 from torch import Tensor
 
 import fusedops
-from lane import DEVICE
 
 
 def memory(tensor: Tensor) -> Tensor:

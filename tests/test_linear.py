@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_refused, memory, mixed, opcheck
+from helpers import assert_refused, exact, memory, mixed, opcheck
+from lane import DEVICE
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -48,7 +49,7 @@ BIAS = "bias must be [N] = [5] but got shape "
 MIXED = f"tensors must be on one device but got {mixed('meta')}"
 
 
-def a(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
+def a(*shape: int, dtype: torch.dtype = torch.float32, device: str | None = None) -> Tensor:
     return torch.randn(shape).to(device=device, dtype=dtype)
 
 
@@ -165,7 +166,8 @@ def test_nan_and_infinity_reach_their_elements_only(
     x[0, 0] = 0.0
     x, w, b = (t.to(DTYPES[dtype]) for t in (x, w, b))
     y = fusedops.linear(x, w, b)
-    expected = functional.linear(x.double(), w.double(), b.double())
+    expected = functional.linear(*map(exact, (x, w, b)))
+    y = y.cpu()
     assert torch.equal(y.isnan(), expected.isnan())
     assert torch.equal(y == torch.inf, expected == torch.inf)
     assert torch.equal(y == -torch.inf, expected == -torch.inf)
@@ -357,7 +359,7 @@ def test_autocast(compiled: bool, dtype: str) -> None:
     call = fusedops.linear
     if compiled:
         call = torch.compile(fusedops.linear, fullgraph=True, backend="aot_eager")
-    with torch.autocast("cpu", dtype=DTYPES[dtype]):
+    with torch.autocast(DEVICE, dtype=DTYPES[dtype]):
         y = call(*leaves)
         assert functional.linear(*leaves).dtype == y.dtype == DTYPES[dtype]
     expected = fusedops.linear(*narrow)
@@ -372,7 +374,7 @@ def test_autocast(compiled: bool, dtype: str) -> None:
 
 def test_autocast_leaves_float64_alone() -> None:
     x, w = a(3, 4, dtype=torch.float64), a(5, 4, dtype=torch.float64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         y = fusedops.linear(x, w)
     assert_same_bits(y, fusedops.linear(x, w))
 
@@ -380,5 +382,5 @@ def test_autocast_leaves_float64_alone() -> None:
 # With autocast off inside, nothing is cast.
 def test_autocast_can_be_switched_off() -> None:
     x, w = a(3, 4), a(5, 4)
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.autocast("cpu", enabled=False):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16), torch.autocast(DEVICE, enabled=False):
         assert fusedops.linear(x, w).dtype == torch.float32

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_refused, memory, mixed, opcheck, here
+from helpers import assert_refused, here, memory, mixed, opcheck
 from lane import DEVICE
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
