@@ -50,21 +50,6 @@ class Call:
             self.kwargs,
         )
 
-    def on(self, device: str) -> Call:
-        """The call on another device: the same strides, the same memory behind and between them."""
-        moved: dict[int, Tensor] = {}
-
-        def move(t: Tensor) -> Tensor:
-            storage = t.untyped_storage()
-            if storage.data_ptr() not in moved:
-                flat = torch.empty(0, dtype=t.dtype, device=t.device).set_(storage)
-                moved[storage.data_ptr()] = flat.to(device)
-            there = moved[storage.data_ptr()]
-            view = there.as_strided(t.shape, t.stride(), t.storage_offset())
-            return torch._neg_view(view) if t.is_neg() else view
-
-        return Call(tuple(None if t is None else move(t) for t in self.args), self.kwargs)
-
 
 class Sample(Protocol):
     """One row of a table of samples: how to make a call, and the work it is."""
