@@ -71,14 +71,7 @@ MUTANTS = (
     Mutant("lost-argument", "launch.h", "std::memcpy(&bytes, &pod, sizeof pod);", ""),
     Mutant("fault-untold", "rope.cpp", "if (c.position_ids) ask_for_faults();", ""),
     Mutant("preact-not-kept", "linear.cpp", "(preact ? metal::kKeepPreact : 0u)", "0u"),
-    Mutant("too-few-rows", "linear.cpp", "a.m <= 4 ? 4 : 8", "4"),
     Mutant("bias-gradient", "linear_backward.cpp", "(total ? metal::kSumBias : 0u)", "0u"),
-    Mutant(
-        "misaligned",
-        "launch.h",
-        "v.offset() % (4 * size_of(t)) == 0",
-        "v.numel >= 0 || t == DType::f32",
-    ),
 )
 
 
