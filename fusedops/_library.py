@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import warnings
@@ -38,6 +39,11 @@ _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
 transform_level = torch._C._functorch.maybe_current_level
 _tracing = torch._C._get_tracing_state  # of torch.jit.trace
+# Of make_fx, which records all that the op is called with, and with pre_dispatch=True has no mode.
+proxy_mode = functools.partial(torch._C._get_dispatch_mode, torch._C._TorchDispatchModeKey.PROXY)
+is_before_dispatch = functools.partial(
+    torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch
+)
 
 
 def is_plain(*tensors: Tensor | None) -> bool:

@@ -252,6 +252,15 @@ class _Subclass(Tensor):
     pass
 
 
+NO_MEMORY = "have memory but got a tensor without"
+
+
+def _freed() -> Tensor:
+    t = torch.ones(3, 20)
+    t.untyped_storage().resize_(0)
+    return t
+
+
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "none": (lambda: None, "be a torch.Tensor and no subclass of it but got NoneType"),
     "list": (lambda: [1.0], "be a torch.Tensor and no subclass of it but got list"),
@@ -279,6 +288,9 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: torch.ones(3, 20, requires_grad=True),
         "not require grad where autograd records but got one that does",
     ),
+    "zero": (lambda: torch._efficientzerotensor((3, 20)), NO_MEMORY),
+    "functional": (lambda: torch._to_functional_tensor(torch.ones(3, 20)), NO_MEMORY),
+    "freed": (_freed, NO_MEMORY),
 }
 
 
@@ -295,6 +307,28 @@ def test_bad_tensor_is_refused(bad: str, role: str) -> None:
     x = torch.ones(3, 20)
     call = (lambda: planned(make())) if role == "x" else (lambda: planned(x, make()))
     assert_refused(call, f"[plan.gelu_linear] {role} must {message}", x)
+
+
+def test_rope_refuses_a_tensor_without_memory() -> None:
+    planned, x = plan.rope((3, 2, 8), *tables()), torch.ones(3, 2, 8)
+    zero = torch._efficientzerotensor((3, 2, 8))
+    assert_refused(lambda: planned(zero), f"[plan.rope] x must {NO_MEMORY}")
+    assert_refused(lambda: planned(x, zero), f"[plan.rope] out must {NO_MEMORY}", x)
+
+
+def test_weights_and_tables_without_memory_are_zeros() -> None:
+    zeros, x = torch._efficientzerotensor, torch.randn(3, 20)
+    for w, b in ((zeros((4, 20)), torch.ones(4)), (torch.ones(4, 20), zeros((4,)))):
+        expected = plan.gelu_linear(w.clone(), b.clone(), rows=3)(x)
+        assert_same_bits(plan.gelu_linear(w, b, rows=3)(x), expected)
+    t = torch.randn(1, 2, 3, 8)
+    ids = zeros((3,), dtype=torch.int64)
+    for cos, sin in ((zeros((3, 4)), torch.ones(3, 4)), (torch.ones(3, 4), zeros((3, 4)))):
+        expected = fusedops.rope(t, cos.clone(), sin.clone(), ids.clone())
+        assert_same_bits(plan.rope(t.shape, cos, sin, ids)(t), expected)
+    functional = torch._to_functional_tensor(torch.ones(4, 20))
+    message = "[plan.gelu_linear] weight must have memory but got a tensor without"
+    assert_refused(lambda: plan.gelu_linear(functional, rows=3), message)
 
 
 def test_a_parameter_is_a_tensor() -> None:

@@ -21,7 +21,7 @@ bool same_strides(const View& a, const View& b) {
 // empty_like keeps the strides of a tensor whose elements fill its memory, and only of such a one.
 Tensor gelu(const Tensor& x, const Text& approximate) {
   const View v(x);
-  require_cpu("gelu", "x", x);
+  require_cpu("gelu", "x", x, v);
   const DType type = floating("gelu", "x", v);
   GeluArgs a = {};
   a.act = activation_of("gelu", approximate);
@@ -37,8 +37,8 @@ Tensor gelu(const Tensor& x, const Text& approximate) {
 
 Tensor backward(const char* op, const Tensor& grad, const Tensor& x, Activation act) {
   const View g(grad), v(x);
-  require_cpu(op, "x", x);
-  require_cpu(op, "grad", grad);
+  require_cpu(op, "x", x, v);
+  require_cpu(op, "grad", grad, g);
   const DType type = floating(op, "x", v);
   if (g.type != v.type)
     fail(op, "grad must have x's dtype ", name_of(v.type), " but got ", name_of(g.type));

@@ -54,8 +54,8 @@ namespace {
 // What a weight [n, k] of this type asks of the others.
 void check(const char* op, const Tensor& input, torch::headeronly::ScalarType type, int64_t n,
            int64_t k, const std::optional<Tensor>& bias) {
-  require_cpu(op, "input", input);
   const View x(input);
+  require_cpu(op, "input", input, x);
   floating(op, "input", x);
   if (type != x.type)
     fail(op, "weight must have input's dtype ", name_of(x.type), " but got ", name_of(type));
@@ -63,8 +63,8 @@ void check(const char* op, const Tensor& input, torch::headeronly::ScalarType ty
   if (x.size(-1) != k)
     fail(op, "input's last dimension must be weight's K = ", k, " but got shape ", shape_of(x));
   if (!bias) return;
-  require_cpu(op, "bias", *bias);
   const View b(*bias);
+  require_cpu(op, "bias", *bias, b);
   if (b.type != x.type)
     fail(op, "bias must have input's dtype ", name_of(x.type), " but got ", name_of(b.type));
   if (b.rank() != 1 || b.size(0) != n)
@@ -83,8 +83,8 @@ Tensor linear(const Tensor& input, const Tensor& weight, const std::optional<Ten
 LinearCall::LinearCall(const char* op_, const Tensor& input, const Tensor& weight,
                        const std::optional<Tensor>& bias)
     : op(op_), args{} {
-  require_cpu(op, "weight", weight);
   const View given(weight);
+  require_cpu(op, "weight", weight, given);
   if (given.rank() != 2)
     fail(op, "weight must have 2 dimensions [N, K] but got shape ", shape_of(given));
   args.n = given.size(0), args.k = given.size(1);
@@ -132,7 +132,7 @@ void LinearCall::run(Activation act, const View& y, const View* z) const {
 
 void LinearCall::check_out(const Tensor& out, const View& y,
                            std::initializer_list<const Tensor*> read) const {
-  require_cpu(op, "out", out);
+  require_cpu(op, "out", out, y);
   const View x(input_);
   if (y.type != x.type)
     fail(op, "out must have input's dtype ", name_of(x.type), " but got ", name_of(y.type));

@@ -38,14 +38,14 @@ void check_type(const char* op, const char* what, const View& v, const View& gra
 }
 
 void check_grad(const char* op, const Tensor& grad, const View& g) {
-  require_cpu(op, "grad", grad);
+  require_cpu(op, "grad", grad, g);
   floating(op, "grad", g);
   if (g.rank() < 1) fail(op, "grad must have at least 1 dimension but got shape ", shape_of(g));
 }
 
 void check_z(const char* op, const Tensor& z, const View& g) {
-  require_cpu(op, "z", z);
   const View v(z);
+  require_cpu(op, "z", z, v);
   check_type(op, "z", v, g);
   if (!same_shape(v, g))
     fail(op, "z must have grad's shape ", shape_of(g), " but got ", shape_of(v));
@@ -54,8 +54,8 @@ void check_z(const char* op, const Tensor& z, const View& g) {
 void check_layer(const char* op, const MaybeTensor& input, const MaybeTensor& weight,
                  const View& g) {
   if (input) {
-    require_cpu(op, "input", *input);
     const View x(*input);
+    require_cpu(op, "input", *input, x);
     check_type(op, "input", x, g);
     if (x.rank() != g.rank() ||
         !std::equal(x.sizes.begin(), x.sizes.end() - 1, g.sizes.begin(), g.sizes.end() - 1))
@@ -63,8 +63,8 @@ void check_layer(const char* op, const MaybeTensor& input, const MaybeTensor& we
            shape_of(x));
   }
   if (weight) {
-    require_cpu(op, "weight", *weight);
     const View w(*weight);
+    require_cpu(op, "weight", *weight, w);
     check_type(op, "weight", w, g);
     if (w.rank() != 2 || w.size(0) != g.size(-1))
       fail(op, "weight must be [N, K] with N = ", g.size(-1), " but got shape ", shape_of(w));

@@ -52,8 +52,8 @@ void check_input(const Call& c, const char* name, const View& x) {
 void check_tables(const Call& c, const char* name, const View& x, int64_t batch, int64_t seq,
                   int64_t head_dim) {
   const View &cos = c.cos, &sin = c.sin;
-  require_cpu(c.op, "cos", c.cos_tensor);
-  require_cpu(c.op, "sin", c.sin_tensor);
+  require_cpu(c.op, "cos", c.cos_tensor, cos);
+  require_cpu(c.op, "sin", c.sin_tensor, sin);
   if (cos.type != sin.type)
     fail(c.op, "cos and sin must have one dtype but got ", name_of(cos.type), " and ",
          name_of(sin.type));
@@ -107,7 +107,7 @@ void check_positions(const Call& c, int64_t batch, int64_t seq) {
     return;
   }
   const View ids(*c.position_ids);
-  require_cpu(c.op, "position_ids", *c.position_ids);
+  require_cpu(c.op, "position_ids", *c.position_ids, ids);
   if (ids.type != ScalarType::Int && ids.type != ScalarType::Long)
     fail(c.op, "position_ids must be int32 or int64 but got ", name_of(ids.type));
   const bool fits =
@@ -202,7 +202,7 @@ void run(const Call& c, std::initializer_list<Turn> turns) {
 }
 
 void check(const Call& c, const char* name, const Tensor& x, const View& v) {
-  require_cpu(c.op, name, x);
+  require_cpu(c.op, name, x, v);
   check_input(c, name, v);
   const Dims size = ordered(v.sizes, v.rank() == 4, c.bshd);
   check_tables(c, name, v, batch_of(v), size.seq, size.dim);
@@ -239,7 +239,7 @@ void rope_out(const Tensor& x, const Tensor& cos, const Tensor& sin,
   const Call c{"rope", cos, sin, position_ids, offset, bshd, interleaved, conjugate};
   const View v(x), o(out);
   check(c, "x", x, v);
-  require_cpu(c.op, "out", out);
+  require_cpu(c.op, "out", out, o);
   if (o.type != v.type)
     fail(c.op, "out must have x's dtype ", name_of(v.type), " but got ", name_of(o.type));
   if (!same_shape(o, v))
