@@ -58,7 +58,6 @@ DType floating(const char* op, const char* what, const View& v) {
   }
 }
 
-
 namespace {
 
 // A term stride * i of an element's offset, low <= i <= high.
