@@ -40,7 +40,8 @@ def gelu_linear(
 
     Returns:
         [..., N], contiguous (or ``out``). Differentiable twice. Under autocast the arguments are
-        cast as ``torch.nn.functional.linear``'s are.
+        cast as ``torch.nn.functional.linear``'s are. A sum that is NaN gives NaN, an infinite one
+        the limit, as in :func:`fusedops.gelu`: -0 for -inf, where torch gives NaN.
 
     Raises:
         RuntimeError: ``[gelu_linear] requirement but got value``, before anything is written.

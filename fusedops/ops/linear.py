@@ -45,7 +45,9 @@ def linear(
 
     Returns:
         [..., N], contiguous. Differentiable twice. Under autocast the arguments are cast as
-        ``torch.nn.functional.linear``'s are.
+        ``torch.nn.functional.linear``'s are. With an activation a sum that is NaN gives NaN, an
+        infinite one the limit, as in :func:`fusedops.gelu`: -0 for "silu" of -inf, where torch
+        gives NaN.
 
     Raises:
         RuntimeError: ``[linear] requirement but got value``, before anything is computed.
