@@ -221,9 +221,7 @@ def register_fallback(name: str, formula: Callable[..., Any]) -> None:
         _require_one_device(name, args)
         tensors = [a for a in args if isinstance(a, Tensor)]
         device = tensors[0].device.type
-        for t in tensors:
-            if t.layout != torch.strided:
-                raise RuntimeError(f"[{op}] tensors must be strided but got {t.layout}")
+        _require_strided(name, tensors)
         if os.environ.get("FUSEDOPS_STRICT") == "1":
             raise RuntimeError(
                 f"[{op}] device must be one with a kernel (cpu) under FUSEDOPS_STRICT=1 "
@@ -244,8 +242,10 @@ def register_cpu_only(name: str) -> None:
     """Make ``fusedops::name`` say on other devices that it has no formula to fall back to."""
 
     def refuse(*args: Any) -> Any:
+        tensors = [a for a in args if isinstance(a, Tensor)]
         _require_one_device(name, args)
-        device = next(a.device for a in args if isinstance(a, Tensor))
+        _require_strided(name, tensors)
+        device = tensors[0].device
         raise RuntimeError(
             f"[{_public_name(name)}] a packed weight must be on the CPU but got {device}"
         )
@@ -258,6 +258,12 @@ def _public_name(name: str) -> str:
     for suffix in ("_nograd", "_out", "_preact", "_activation", "_packed"):
         name = name.removesuffix(suffix)
     return name
+
+
+def _require_strided(name: str, tensors: Sequence[Tensor]) -> None:
+    for t in tensors:
+        if t.layout != torch.strided:
+            raise RuntimeError(f"[{_public_name(name)}] tensors must be strided but got {t.layout}")
 
 
 def _require_one_device(name: str, args: tuple[Any, ...]) -> None:

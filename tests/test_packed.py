@@ -264,6 +264,16 @@ def test_opcheck(name: str) -> None:
     torch.library.opcheck(getattr(ops, name).default, op_calls()[name])
 
 
+@pytest.mark.parametrize("convert", [Tensor.to_sparse, Tensor.to_mkldnn])
+@each_op
+def test_a_sparse_input_is_refused_as_such(op: str, convert: Callable[[Tensor], Tensor]) -> None:
+    x, w, b = numbers()
+    given = convert(x)
+    message = f"[{op}] tensors must be strided but got {given.layout}"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        getattr(fusedops, op)(given, fusedops.pack_linear(w, b))
+
+
 def test_every_op_is_opchecked() -> None:
     names = {name.removeprefix("fusedops::") for name in torch._C._dispatch_get_all_op_names()}
     assert {*op_calls()} == {n for n in names if n.startswith(("linear_pack", "gelu_linear_pack"))}
