@@ -18,7 +18,7 @@ namespace {
 using MaybeTensor = std::optional<Tensor>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
-// Who multiplies; docs/design.md has the figures. Gradients of input are the engine's: it is ahead
+// Who multiplies; docs/design.md has the command that measures it. Gradients of input are the engine's: it is ahead
 // everywhere. So it is in those of weight but for few rows, where the sums are short and storing
 // them is most of the work: in bf16 where PyTorch has an instruction for it, as the engine then.
 bool engine_multiplies_for_weight(int64_t rows, DType type) {
