@@ -275,6 +275,17 @@ def _require_one_device(name: str, args: tuple[Any, ...]) -> None:
         )
 
 
+def refuse_others(op: str, **arguments: Any) -> None:
+    """Fail if an argument is no tensor; bias and out may be None.
+
+    Asked where a call has failed: to ask it of every call would cost too much.
+    """
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor) and (value is not None or name not in ("bias", "out")):
+            got = type(value).__name__
+            raise RuntimeError(f"[{op}] {name} must be a torch.Tensor but got {got}") from None
+
+
 def refuse_negated(op: str, what: str, *tensors: Tensor) -> None:
     """Fail for a lazily negated view, which PyTorch can follow only if the op returns it."""
     if not torch.compiler.is_compiling() and any(t.is_neg() for t in tensors):

@@ -429,6 +429,17 @@ def test_arguments_by_name() -> None:
     ("options", "message"),
     [
         ({"rows": -1}, "rows must be a size or a sequence of sizes but got -1"),
+        ({"rows": 2.0}, "rows must be a size or a sequence of sizes but got 2.0"),
+        ({"rows": None}, "rows must be a size or a sequence of sizes but got None"),
+        (
+            {"rows": 3, "threads": 1.5},
+            f"threads must be in [1, {torch.get_num_threads()}] (torch's) but got 1.5",
+        ),
+        (
+            {"rows": 3, "weight": fusedops.pack_linear(torch.ones(4, 3))},
+            "weight must be a torch.Tensor but got PackedLinear",
+        ),
+        ({"rows": 3, "bias": [1.0]}, "bias must be a torch.Tensor but got list"),
         ({"rows": "3"}, "rows must be a size or a sequence of sizes but got '3'"),
         ({"rows": 3, "threads": 0}, f"threads must be in [1, {torch.get_num_threads()}] (torch's)"),
         (

@@ -58,17 +58,22 @@ def gelu_linear(
     """
     if save not in ("preact", "none"):
         raise RuntimeError(f"[gelu_linear] save must be 'preact' or 'none' but got {save!r}")
-    if isinstance(weight, PackedLinear):
-        return packed.gelu_linear(input, weight, bias, approximate, out)
-    input, weight, bias = autocast(input, weight, bias)
-    if out is not None:
-        _library.refuse_recorded("gelu_linear", "out", input, weight, bias, out)
-        _library.refuse_negated("gelu_linear", "out", out)
-        _library.write(ops.gelu_linear_out, (input, weight, bias, approximate, out), out)
-        return out
-    if is_plain(input, weight, bias):
-        return ops.gelu_linear_nograd(input, weight, bias, approximate)
-    return _layer.call(input, weight, bias, approximate, save)
+    try:
+        if isinstance(weight, PackedLinear):
+            return packed.gelu_linear(input, weight, bias, approximate, out)
+        input, weight, bias = autocast(input, weight, bias)
+        if out is not None:
+            _library.refuse_recorded("gelu_linear", "out", input, weight, bias, out)
+            _library.refuse_negated("gelu_linear", "out", out)
+            _library.write(ops.gelu_linear_out, (input, weight, bias, approximate, out), out)
+            return out
+        if is_plain(input, weight, bias):
+            return ops.gelu_linear_nograd(input, weight, bias, approximate)
+        return _layer.call(input, weight, bias, approximate, save)
+    except (AttributeError, RuntimeError, TypeError):
+        own = {} if isinstance(weight, PackedLinear) else {"weight": weight}
+        _library.refuse_others("gelu_linear", input=input, **own, bias=bias, out=out)
+        raise
 
 
 def _out_formula(
