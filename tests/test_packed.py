@@ -357,3 +357,19 @@ def test_meta_tensors() -> None:
     assert packed.data.is_meta
     y = packed(torch.ones(2, 3, device="meta", dtype=torch.float16))
     assert (y.shape, y.is_meta) == ((2, 4), True)
+
+
+def test_saved_and_loaded_as_plain_data() -> None:
+    x, w, b = numbers()
+    file, packed = io.BytesIO(), fusedops.pack_linear(w, b)
+    torch.save({"packed": packed}, file)
+    file.seek(0)
+    assert_same_bits(torch.load(file, weights_only=True)["packed"](x), packed(x))
+
+
+def test_a_module_passes_it_by() -> None:
+    module, packed = torch.nn.Module(), fusedops.pack_linear(*numbers()[1:])
+    module.packed = packed
+    assert not module.half().state_dict()
+    assert module.packed is packed
+    assert packed.dtype == torch.float32

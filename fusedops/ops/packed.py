@@ -30,7 +30,9 @@ class PackedLinear:
     Results are within the op's bound, though not bit for bit those of the plain weight. It has no
     gradient: an input that requires grad, where autograd records, is an error, as is one under
     a ``torch.func`` transform or with a forward-mode tangent. Works in ``torch.compile``,
-    ``torch.export`` and ``inference_mode``, can be copied and pickled. Under autocast the input is
+    ``torch.export`` and ``inference_mode``, can be copied, pickled and saved (``torch.load`` takes
+    it where this class has been imported). As an attribute of a module it is in no
+    ``state_dict``, and ``.to()`` leaves it alone. Under autocast the input is
     cast to the dtype that was packed.
 
     The layout is that of one ISA and one version of fusedops: with another, calls are an error and
@@ -60,6 +62,10 @@ class PackedLinear:
             f"PackedLinear(in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, dtype={self.dtype})"
         )
+
+
+# Plain data, whose bytes every call checks: torch.load(weights_only=True) may make it.
+torch.serialization.add_safe_globals([PackedLinear])
 
 
 def pack_linear(
