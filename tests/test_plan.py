@@ -245,6 +245,17 @@ def test_threads_share_a_plan() -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_another_number_of_threads_after_planning(threads: int) -> None:
+    (w, b), x = layer(300, 257), torch.randn(130, 257)
+    planned = plan.gelu_linear(w, b, rows=130)
+    before, count = planned(x), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    after = planned(x)
+    torch.set_num_threads(count)
+    assert_same_bits(after, before)
+
+
 # --- errors ---------------------------------------------------------------------------------------
 
 
