@@ -8,6 +8,13 @@ template <class V, class S>
 FUSEDOPS_INLINE V take(const S* p, int n) {
   return n == V::N ? load<V>(p) : load_n<V>(p, n);
 }
+template <class T, class V>
+FUSEDOPS_INLINE void put(T* p, V v, int n) {
+  if (n == V::N)
+    store(p, v);
+  else
+    store_n(p, v, n);
+}
 
 template <class T, class S>
 void finish_sums(const LinearArgs& a, const LinearSums& s) {
