@@ -144,14 +144,16 @@ def test_quick_shapes_exist(op: str) -> None:
 def test_ladder_and_calls_have_their_cases(fake: Callable[..., list[Case]]) -> None:
     cases = fake()
     assert main(["bench", "ladder"]) == 0
-    assert [(c.op, c.dtype) for c in cases[:3]] == [
-        ("rope", "f32"),
-        ("gelu_linear", "f32"),
-        ("gelu_linear", "f32"),
+    assert [(c.shape, c.dtype) for c in cases[:5]] == [
+        ("article/rope", "f32"),
+        ("small/decode", "f32"),
+        ("article/gelu_linear", "f32"),
+        ("bert-base/128", "f32"),
+        ("small/1-rows-768", "f32"),
     ]
-    assert len(cases) == 9
+    assert len(cases) == 15
     assert main(["bench", "calls"]) == 0
-    assert [case.shape for case in cases[9:]] == ["small/decode", "calls/1x16->16"]
+    assert [case.shape for case in cases[15:]] == ["small/decode", "calls/1x16->16"]
 
 
 def test_every_way_to_call_is_right() -> None:
