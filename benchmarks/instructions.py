@@ -193,6 +193,19 @@ def matmul_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, st
             yield f"linear {dtype}, {match[1]}{streamed}", "flop", total, loop, sums
 
 
+def gelu_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, str, int, list]]:
+    """Where the compiler made it a function of its own: else nothing tells GELU from the others."""
+    match = re.search(r"::forward<([\w:]+)>\(.*::operator\(\)<[^ ]*(?: [^ ]*)?::Gelu<", name)
+    if match is None:
+        return
+    dtype = {"float": "f32"}.get(match[1], match[1].rpartition(":")[2])
+    for loop in innermost_loops(code):
+        outside = (i for i in loop if not re.search(r"%r[sb]p|\bsp\b", i.operands))  # of the stack
+        stored = sum(map(stored_bytes, outside))
+        if stored:
+            yield f"gelu {dtype}", "element", stored // SIZES[dtype], loop
+
+
 def count(machine: str, folder: Path, objdump: str) -> list[Row]:
     """The main loop of every kernel of an instruction set.
 
@@ -201,7 +214,8 @@ def count(machine: str, folder: Path, objdump: str) -> list[Row]:
     """
     best: dict[str, tuple[tuple[bool, int, float], Row]] = {}
     isa, compiler = folder.name.removeprefix("isa_"), compiler_of(folder / "kernels/rope.o")
-    for kernels, source in ((rope_kernels, "rope"), (matmul_kernels, "linear")):
+    every = ((rope_kernels, "rope"), (matmul_kernels, "linear"), (gelu_kernels, "gelu"))
+    for kernels, source in every:
         for name, code in functions(objdump, folder / f"kernels/{source}.o"):
             for kernel, unit, work, loop, sums in kernels(name, code):
                 costs = len(loop), sum(map(loads, loop)), registers(loop)
