@@ -90,14 +90,14 @@ def gelu_linear(
     require_weight(op, weight, bias, dtype)
     _need(op, weight.is_cpu, "weight must be on the CPU", weight.device)
     require_approximate(op, approximate)
-    given = (rows,) if isinstance(rows, int) else rows
+    given: Any = (rows,) if isinstance(rows, int) else rows  # whatever the annotation asks
     lead: tuple[Any, ...] = tuple(given) if isinstance(given, Sequence) else (rows,)
     sizes = all(isinstance(n, int) and n >= 0 for n in lead)
     _need(op, sizes, "rows must be a size or a sequence of sizes", repr(rows))
     most = torch.get_num_threads()
-    threads = most if threads is None else threads
-    fits = isinstance(threads, int) and 1 <= threads <= most
-    _need(op, fits, f"threads must be in [1, {most}] (torch's)", threads)
+    asked: Any = most if threads is None else threads
+    fits = isinstance(asked, int) and 1 <= asked <= most
+    _need(op, fits, f"threads must be in [1, {most}] (torch's)", asked)
     n, k = weight.shape
     with torch.no_grad():
         weight = _readable(op, "weight", weight, dtype)
@@ -113,7 +113,7 @@ def gelu_linear(
         k,
         SHORT_NAMES[weight.dtype],
         approximate,
-        threads,
+        asked,
     )
 
 

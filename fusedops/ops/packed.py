@@ -110,7 +110,8 @@ def require_weight(op: str, weight: Tensor, bias: Tensor | None, dtype: torch.dt
         _need(op, met, requirement, got)
 
     names = "float32, float16, bfloat16 or float64"
-    for what, t in (("weight", weight), ("bias", bias)):
+    given: dict[str, Any] = {"weight": weight, "bias": bias}  # whatever the annotations ask
+    for what, t in given.items():
         if not (isinstance(t, Tensor) or (t is None and what == "bias")):
             need(False, f"{what} must be a torch.Tensor", type(t).__name__)
     need(weight.dtype in DTYPE_NAMES, f"weight must be {names}", weight.dtype)
