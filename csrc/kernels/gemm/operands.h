@@ -102,12 +102,12 @@ constexpr int64_t kShortChainSteps = sizeof(T) == 2 ? 1024 : 16;
 
 FUSEDOPS_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// A sum that would be one chain is two, where they are worth adding up.
-constexpr int64_t kLeastChainSteps = 16;
+// A sum that would be one or two chains is two or four, where they are worth adding up.
+constexpr int64_t kLeastChainSteps = 8;
 template <class T>
-FUSEDOPS_INLINE int64_t chain_steps(int64_t steps) {
-  if (sizeof(T) == 2 || steps > kChainSteps<T> || steps <= kLeastChainSteps) return kChainSteps<T>;
-  return (steps + 1) / 2;
+FUSEDOPS_INLINE int64_t chain_steps(int64_t steps, int64_t longest) {
+  if (sizeof(T) == 2 || steps > 2 * longest || steps <= kLeastChainSteps) return longest;
+  return (at_most(steps, longest) + 1) / 2;
 }
 
 // Steps of k elements: the last one may be half full.

@@ -86,7 +86,8 @@ __attribute__((noinline)) void tile(const compute_t<T>* x, int64_t steps, const 
   using V = typename O::V;
   constexpr int64_t columns = kPanelColumns<T>,
                     row_bytes = columns * static_cast<int64_t>(sizeof(P));
-  const int64_t longest = from == Source::streamed ? kShortChainSteps<T> : chain_steps<T>(steps);
+  const int64_t longest =
+      chain_steps<T>(steps, from == Source::streamed ? kShortChainSteps<T> : kChainSteps<T>);
   do {
     V acc[Rows][Vectors];
 #pragma GCC unroll 6
