@@ -198,8 +198,11 @@ def gelu_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, str,
         return
     dtype = {"float": "f32"}.get(match[1], match[1].rpartition(":")[2])
     for loop in innermost_loops(code):
-        outside = (i for i in loop if not re.search(r"%r[sb]p|\bsp\b", i.operands))  # of the stack
-        stored = sum(map(stored_bytes, outside))
+        # What goes to the stack, tables by st1 among it, is no result.
+        results = (
+            i for i in loop if not re.search(r"\(%r[sb]p|\[sp", i.operands) and i.name != "st1"
+        )
+        stored = sum(map(stored_bytes, results))
         if stored:
             yield f"gelu {dtype}", "element", stored // SIZES[dtype], loop
 
