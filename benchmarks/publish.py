@@ -254,7 +254,7 @@ def _bars_block(record: Record) -> str:
     """Each bar with its figure: the median of all runs of its case that have what it compares."""
     runs = _runs(record)
     threads = max((case.threads for case in runs), default=1)
-    every = [name for name in PEERS if name != "fusedops"]
+    every = [name for name in PEERS if name not in report.OURS]
     checks = []
     for case, wanted in bars.grouped("*", SPECS, threads, record.machine["isa"]).items():
         for check in wanted:
