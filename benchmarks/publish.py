@@ -239,7 +239,8 @@ def _ops_block(record: Record, results: Sequence[Result]) -> str:
 
 def _calls_block(results: Sequence[Result]) -> str:
     tables = [report.case_table(result, calls.SUBJECT, rivals=False) for result in results]
-    return "\n\n".join(text.rstrip() for text in tables) or "No calls are on record."
+    tables.append(calls.text(results))
+    return "\n\n".join(text.rstrip() for text in tables if text) or "No calls are on record."
 
 
 def _machines_block(records: Sequence[Record]) -> str:
