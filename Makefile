@@ -16,7 +16,7 @@ export FUSEDOPS_WERROR := 1
 SOURCES := setup.py pyproject.toml $(shell find csrc metal 2>/dev/null)
 CXX_FILES = $(shell find csrc metal tests/metal -name '*.h' -o -name '*.cpp' -o -name '*.metal' 2>/dev/null)
 
-.PHONY: help build test test-fast test-wheel test-arm64 test-metal cross-tools wheel-x86_64 wheel-aarch64 wheel-macos sdist demo bars docs instructions peers lint format clean
+.PHONY: help build test test-fast test-wheel test-arm64 test-metal test-bochs cross-tools wheel-x86_64 wheel-aarch64 wheel-macos sdist demo bars docs instructions peers lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ cross-tools: ## a compiler for aarch64 and emulators, unpacked into build/cross 
 
 test-arm64: $(STAMPS)/wheels ## the aarch64 wheel with the real aarch64 torch on emulated CPUs
 	@bash scripts/test-arm64.sh
+
+test-bochs: build ## the kernels of x86-64 on CPUs that this machine is not, in Bochs (slow)
+	@bash scripts/test-bochs.sh
 
 wheel-x86_64: $(STAMPS)/wheels ## dist/*.whl for manylinux_2_28 on x86-64, audited
 	@bash scripts/wheel.sh linux-x86_64

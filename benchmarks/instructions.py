@@ -164,7 +164,7 @@ def registers(loop: list[Instruction]) -> int:
 # --- the kernels ---------------------------------------------------------------------------------
 
 
-def rope_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, str, int, list]]:
+def rope_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, str, int, list, int]]:
     types = {"float": "f32", "double": "f64"}
     match = re.search(r"::rotate_run<([\w:]+), ([\w:]+), .*?::Adjacent<(\w+), (\w+)>", name)
     if match is None:
@@ -176,11 +176,12 @@ def rope_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, str,
         stored = sum(map(stored_bytes, loop))
         if stored and any(map(is_product, loop)):
             kernel = f"rope {x} with {table} tables, {pairs}{stores}"
-            yield kernel, "element", stored // SIZES[x], loop
+            yield kernel, "element", stored // SIZES[x], loop, 0
 
 
-def matmul_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, str, int, list]]:
-    match = re.search(r"::(\w*tile\w*)<(float|double|fusedops::f16|fusedops::bf16)\b", name)
+def matmul_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, str, int, list, int]]:
+    types = "float|double|fusedops::f16|fusedops::bf16"
+    match = re.search(rf"::(\w*tile\w*)<({types})\b(?:, (\d+), (\d+))?", name)
     if match is None:
         return
     dtype = {"float": "f32", "double": "f64"}.get(match[2], match[2].rpartition(":")[2])
@@ -188,7 +189,8 @@ def matmul_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, st
     for loop in innermost_loops(code):
         total = sum(map(flops, loop))
         if total:
-            yield f"linear {dtype}, {match[1]}{streamed}", "flop", total, loop
+            sums = int(match[3]) * int(match[4]) if match[1] == "tile" else 0
+            yield f"linear {dtype}, {match[1]}{streamed}", "flop", total, loop, sums
 
 
 def gelu_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, str, int, list]]:
@@ -210,19 +212,19 @@ def gelu_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, str,
 def count(machine: str, folder: Path, objdump: str) -> list[Row]:
     """The main loop of every kernel of an instruction set.
 
-    It asks for memory ahead, which those of the last elements do not, and does the most for an
-    instruction.
+    It asks for memory ahead, which those of the last elements do not, belongs to the largest tile,
+    and does the most for an instruction.
     """
-    best: dict[str, tuple[tuple[bool, float], Row]] = {}
+    best: dict[str, tuple[tuple[bool, int, float], Row]] = {}
     isa, compiler = folder.name.removeprefix("isa_"), compiler_of(folder / "kernels/rope.o")
     every = ((rope_kernels, "rope"), (matmul_kernels, "linear"), (gelu_kernels, "gelu"))
     for kernels, source in every:
         for name, code in functions(objdump, folder / f"kernels/{source}.o"):
-            for kernel, unit, work, loop in kernels(name, code):
+            for kernel, unit, work, loop, sums in kernels(name, code):
                 costs = len(loop), sum(map(loads, loop)), registers(loop)
                 asks = any(i.name.startswith(("prefetch", "prfm")) for i in loop)
                 row = Row(machine, compiler, isa, kernel, unit, work, *costs)
-                rank = not asks, row.each
+                rank = not asks, -sums, row.each
                 if kernel not in best or rank < best[kernel][0]:
                     best[kernel] = rank, row
     return [best[kernel][1] for kernel in sorted(best)]

@@ -21,11 +21,10 @@ def is_available() -> bool:
 def check() -> None:
     """Wait for the GPU, and fail if a call met a position outside its table.
 
-    ``position_ids`` on MPS are looked at by the kernel, not before it: the host would have to wait for
-    them. Instead of a position that the table does not have, row 0 is read, and the fault is told by
-    the first call of ``rope``, ``rope_``, ``rope_qk`` or ``rope_qk_`` after the news has arrived, or
-    here. It is told once. Elsewhere positions are checked before anything is written, and this does
-    nothing.
+    ``position_ids`` on MPS are looked at by the kernel, not before it: the host would have to wait.
+    Where a position is outside the table row 0 is read, and the fault is told by the first call of
+    ``rope``, ``rope_``, ``rope_qk`` or ``rope_qk_`` after the news has arrived, or here. It is told
+    once. Elsewhere positions are checked before anything is written, and this does nothing.
 
     Raises:
         RuntimeError: ``[rope] position_ids + offset must be in [0, rows) but got ...``.

@@ -179,10 +179,10 @@ template <typename T>
                        "_x" #W)]] [[kernel]] decltype(preact_grad<T, W>) preact_grad<T, W>;       \
   INSTANCE_ROWS(T, t, W, 1)                                                                       \
   INSTANCE_ROWS(T, t, W, 2) INSTANCE_ROWS(T, t, W, 4) INSTANCE_ROWS(T, t, W, 8)
-#define INSTANCES(T, t)                                                                      \
-  INSTANCE_WIDTH(T, t, 1)                                                                    \
-  INSTANCE_WIDTH(T, t, 4) template                                                           \
-      [[host_name("layer_matmul_" t)]] [[kernel]] decltype(layer_matmul<T>) layer_matmul<T>; \
+#define INSTANCES(T, t)                                                                           \
+  INSTANCE_WIDTH(T, t, 1)                                                                         \
+  INSTANCE_WIDTH(T, t, 4)                                                                         \
+  template [[host_name("layer_matmul_" t)]] [[kernel]] decltype(layer_matmul<T>) layer_matmul<T>; \
   template [[host_name("preact_total_" t)]] [[kernel]] decltype(preact_total<T>) preact_total<T>;
 INSTANCES(float, "f32")
 INSTANCES(half, "f16")

@@ -12,7 +12,7 @@ oldest=2.10.0
 ops="not compile and not export and not prefill and not decode and not accuracy"
 bars="accuracy or opcheck"
 runs=(
-  "$newest max,sve=off,pauth=off neon_bf16,neon_fhm $ops"
+  "$newest max,sve=off,pauth=off neon_bf16 $ops"
   "$oldest max,sve=off,pauth=off neon_fhm $bars"
   "$newest neoverse-v1 neon_bf16 $bars"
   "$newest neoverse-n1 neon $bars"

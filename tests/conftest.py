@@ -66,12 +66,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """On a device without float64, what needs it is skipped."""
+    """What needs more than the device has is skipped."""
     try:
         return (yield)
-    except TypeError as error:
-        if lane.wants_float64(error, error.__traceback__):
-            pytest.skip("float64 does not exist on MPS")
+    except Exception as error:
+        if reason := lane.missing(error):
+            pytest.skip(reason)
         raise
 
 

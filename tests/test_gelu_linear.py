@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_refused, memory, mixed, opcheck
+from helpers import assert_refused, exact, memory, mixed, opcheck
+from lane import DEVICE
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -206,7 +207,7 @@ def test_nan_and_infinity(rows: int, dtype: str, approximate: str, isa: str) -> 
     b[4] = -torch.inf
     x, w, b = (t.to(DTYPES[dtype]) for t in (x, w, b))
     y = fusedops.gelu_linear(x, w, b, approximate=approximate)
-    z = functional.linear(x.double(), w.double(), b.double())
+    y, z = y.cpu(), functional.linear(*map(exact, (x, w, b)))
     assert torch.equal(y.isnan(), z.isnan())
     assert torch.equal(y == torch.inf, z == torch.inf)
     assert not (y == -torch.inf).any()
@@ -488,7 +489,7 @@ def test_export_round_trip(strict: bool) -> None:
 def test_autocast(dtype: str, save: str) -> None:
     leaves = layer(3, 4, n=5, dtype=torch.float32)
     narrow = [t.detach().to(DTYPES[dtype]).requires_grad_() for t in leaves]
-    with torch.autocast("cpu", dtype=DTYPES[dtype]):
+    with torch.autocast(DEVICE, dtype=DTYPES[dtype]):
         y = fusedops.gelu_linear(*leaves, save=save)
     expected = fusedops.gelu_linear(*narrow, save=save)
     assert_same_bits(y.detach(), expected.detach())
@@ -502,6 +503,6 @@ def test_autocast(dtype: str, save: str) -> None:
 
 def test_autocast_into_out() -> None:
     inputs, out = plain(3, 4, n=5), torch.zeros(3, 5, dtype=torch.bfloat16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         fusedops.gelu_linear(*inputs, out=out)
     assert_same_bits(out, fusedops.gelu_linear(*(t.bfloat16() for t in inputs)))

@@ -9,9 +9,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from helpers import assert_refused, memory, mixed, opcheck
+from helpers import assert_refused, exact, memory, mixed, opcheck
+from lane import DEVICE
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -48,7 +50,7 @@ BIAS = "bias must be [N] = [5] but got shape "
 MIXED = f"tensors must be on one device but got {mixed('meta')}"
 
 
-def a(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
+def a(*shape: int, dtype: torch.dtype = torch.float32, device: str | None = None) -> Tensor:
     return torch.randn(shape).to(device=device, dtype=dtype)
 
 
@@ -165,7 +167,8 @@ def test_nan_and_infinity_reach_their_elements_only(
     x[0, 0] = 0.0
     x, w, b = (t.to(DTYPES[dtype]) for t in (x, w, b))
     y = fusedops.linear(x, w, b)
-    expected = functional.linear(x.double(), w.double(), b.double())
+    expected = functional.linear(*map(exact, (x, w, b)))
+    y = y.cpu()
     assert torch.equal(y.isnan(), expected.isnan())
     assert torch.equal(y == torch.inf, expected == torch.inf)
     assert torch.equal(y == -torch.inf, expected == -torch.inf)
@@ -357,7 +360,7 @@ def test_autocast(compiled: bool, dtype: str) -> None:
     call = fusedops.linear
     if compiled:
         call = torch.compile(fusedops.linear, fullgraph=True, backend="aot_eager")
-    with torch.autocast("cpu", dtype=DTYPES[dtype]):
+    with torch.autocast(DEVICE, dtype=DTYPES[dtype]):
         y = call(*leaves)
         assert functional.linear(*leaves).dtype == y.dtype == DTYPES[dtype]
     expected = fusedops.linear(*narrow)
@@ -372,7 +375,7 @@ def test_autocast(compiled: bool, dtype: str) -> None:
 
 def test_autocast_leaves_float64_alone() -> None:
     x, w = a(3, 4, dtype=torch.float64), a(5, 4, dtype=torch.float64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         y = fusedops.linear(x, w)
     assert_same_bits(y, fusedops.linear(x, w))
 
@@ -380,5 +383,35 @@ def test_autocast_leaves_float64_alone() -> None:
 # With autocast off inside, nothing is cast.
 def test_autocast_can_be_switched_off() -> None:
     x, w = a(3, 4), a(5, 4)
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.autocast("cpu", enabled=False):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16), torch.autocast(DEVICE, enabled=False):
         assert fusedops.linear(x, w).dtype == torch.float32
+
+
+BAD_TYPES: dict[str, Callable[[Any], Any]] = {
+    "linear input": lambda bad: fusedops.linear(bad, torch.ones(3, 2)),
+    "linear weight": lambda bad: fusedops.linear(torch.ones(1, 2), bad),
+    "linear bias": lambda bad: fusedops.linear(torch.ones(1, 2), torch.ones(3, 2), bad),
+    "gelu_linear input": lambda bad: fusedops.gelu_linear(bad, torch.ones(3, 2)),
+    "gelu_linear weight": lambda bad: fusedops.gelu_linear(torch.ones(1, 2), bad),
+    "gelu_linear bias": lambda bad: fusedops.gelu_linear(torch.ones(1, 2), torch.ones(3, 2), bad),
+    "gelu_linear out": lambda bad: fusedops.gelu_linear(
+        torch.ones(1, 2), torch.ones(3, 2), out=bad
+    ),
+    "linear input packed": lambda bad: fusedops.linear(bad, fusedops.pack_linear(torch.ones(3, 2))),
+    "gelu_linear input packed": lambda bad: fusedops.gelu_linear(
+        bad, fusedops.pack_linear(torch.ones(3, 2))
+    ),
+    "pack_linear weight": lambda bad: fusedops.pack_linear(bad),
+    "pack_linear bias": lambda bad: fusedops.pack_linear(torch.ones(3, 2), bad),
+}
+
+
+@pytest.mark.parametrize("bad", [None, np.ones((1, 2), np.float32), [[1.0]]], ids=type)
+@pytest.mark.parametrize("name", BAD_TYPES)
+def test_what_is_no_tensor_is_refused(name: str, bad: Any) -> None:
+    op, role, *_ = name.split()
+    if bad is None and role in ("bias", "out"):
+        assert BAD_TYPES[name](bad) is not None
+        return
+    message = f"[{op}] {role} must be a torch.Tensor but got {type(bad).__name__}"
+    assert_refused(lambda: BAD_TYPES[name](bad), message)

@@ -99,7 +99,6 @@ struct LinearShape {
   int64_t packed_bytes;                  // of a panel that linear_pack writes
   int64_t tile_rows, row_bytes;          // linear_rows: rows of a tile at most, bytes of a row
   int64_t few_rows;                      // up to so many rows dots is the faster one
-  bool pairs;                            // a lane multiplies two elements of k at once
 };
 
 // A task: rows (dots) or tiles of rows (panels) of y, and columns, the first a multiple of a

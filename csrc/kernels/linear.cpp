@@ -27,7 +27,6 @@ void shape(const LinearArgs& a, LinearShape& s) {
   s.tile_rows = kTileRows;
   s.row_bytes = steps_of<T>(a.k) * lane;
   s.few_rows = few_rows<T>();
-  s.pairs = kInPairs<T>;
 }
 
 }  // namespace

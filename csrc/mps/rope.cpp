@@ -108,8 +108,9 @@ void run(const RopeCall& c, std::initializer_list<Turn> turns) {
   check_extent(c.op, "cos", cos_view);
   check_extent(c.op, "sin", sin_view);
   if (c.position_ids) {
-    check_extent(c.op, "position_ids", View(*c.position_ids, Device::mps));
-    if (cos_view.size(-2) == 0)
+    const View ids(*c.position_ids, Device::mps);
+    check_extent(c.op, "position_ids", ids);
+    if (cos_view.size(-2) == 0 && ids.numel > 0)
       fail(c.op, "the table must have rows for position_ids but got shape ", shape_of(cos_view));
   }
 
@@ -130,8 +131,22 @@ void run(const RopeCall& c, std::initializer_list<Turn> turns) {
   if (count == 2 && !together) dispatch(c, cos, cos_view, sin, sin_view, sides[1], nullptr);
 }
 
+using Ops = RopeOps<Device::mps, &run>;
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fusedops, MPS, m) { RopeOps<Device::mps, &run>::add_to(m); }
+STABLE_TORCH_LIBRARY_IMPL(fusedops, MPS, m) {
+  m.impl("rope", TORCH_BOX(&Ops::rope));
+  m.impl("rope_nograd", TORCH_BOX(&Ops::rope));
+  m.impl("rope_out", TORCH_BOX(&Ops::rope_out));
+  m.impl("rope_out_nograd", TORCH_BOX(&Ops::rope_out));
+  m.impl("rope_", TORCH_BOX(&Ops::rope_));
+  m.impl("rope__nograd", TORCH_BOX(&Ops::rope_));
+  m.impl("rope_qk", TORCH_BOX(&Ops::rope_qk));
+  m.impl("rope_qk_nograd", TORCH_BOX(&Ops::rope_qk));
+  m.impl("rope_qk_", TORCH_BOX(&Ops::rope_qk_));
+  m.impl("rope_qk__nograd", TORCH_BOX(&Ops::rope_qk_));
+  m.impl("rope_qk_check", TORCH_BOX(&Ops::rope_qk_check));
+}
 
 }  // namespace fusedops::mps

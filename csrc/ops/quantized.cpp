@@ -19,8 +19,8 @@ constexpr const char* kOp = "gelu_linear_quantized";
 constexpr int64_t kMostBytes = int64_t{1} << 17;
 
 void check_vector(const char* what, const Tensor& t, int64_t n) {
-  require_cpu(kOp, what, t);
   const View v(t);
+  require_device(kOp, what, t, v);
   if (v.type != ScalarType::Float) fail(kOp, what, " must be float32 but got ", name_of(v.type));
   if (v.rank() != 1 || v.size(0) != n)
     fail(kOp, what, " must be [N] = [", n, "] but got shape ", shape_of(v));
@@ -28,9 +28,9 @@ void check_vector(const char* what, const Tensor& t, int64_t n) {
 
 DType check(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& scale,
             const std::optional<Tensor>& bias, bool quantize_input) {
-  require_cpu(kOp, "input", input);
-  require_cpu(kOp, "weight", weight);
   const View x(input), w(weight);
+  require_device(kOp, "input", input, x);
+  require_device(kOp, "weight", weight, w);
   if (x.type != ScalarType::Float && x.type != ScalarType::Half && x.type != ScalarType::BFloat16)
     fail(kOp, "input must be float32, float16 or bfloat16 but got ", name_of(x.type));
   if (w.type != ScalarType::BFloat16 && w.type != ScalarType::Char)

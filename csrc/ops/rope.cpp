@@ -193,7 +193,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedops, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedops, CPU, m) {
-  Ops::add_to(m);
+  m.impl("rope", TORCH_BOX(&Ops::rope));
+  m.impl("rope_nograd", TORCH_BOX(&Ops::rope));
+  m.impl("rope_out", TORCH_BOX(&Ops::rope_out));
+  m.impl("rope_out_nograd", TORCH_BOX(&Ops::rope_out));
+  m.impl("rope_", TORCH_BOX(&Ops::rope_));
+  m.impl("rope__nograd", TORCH_BOX(&Ops::rope_));
+  m.impl("rope_qk", TORCH_BOX(&Ops::rope_qk));
+  m.impl("rope_qk_nograd", TORCH_BOX(&Ops::rope_qk));
+  m.impl("rope_qk_", TORCH_BOX(&Ops::rope_qk_));
+  m.impl("rope_qk__nograd", TORCH_BOX(&Ops::rope_qk_));
+  m.impl("rope_qk_check", TORCH_BOX(&Ops::rope_qk_check));
   m.impl("rope_unfused", TORCH_BOX(&rope_unfused));
 }
 

@@ -70,7 +70,7 @@ void check_pair(const RopeCall& c, const Tensor& q, const View& qv, const Tensor
 void check_written_pair(const RopeCall& c, const Tensor& q, const View& qv, const Tensor& k,
                         const View& kv);
 
-// The ops of a device, and their registration. `run` is given one turn or two, checked.
+// The ops of a device. `run` is given one turn or two, checked.
 template <Device device, void (*run)(const RopeCall&, std::initializer_list<Turn>)>
 struct RopeOps {
   using MaybeTensor = std::optional<Tensor>;
@@ -138,21 +138,6 @@ struct RopeOps {
     const View qv(q, device), kv(k, device);
     check_written_pair(c, q, qv, k, kv);
     run(c, {{q, qv, q, qv}, {k, kv, k, kv}});
-  }
-
-  template <class Library>
-  static void add_to(Library& m) {
-    m.impl("rope", TORCH_BOX(&rope));
-    m.impl("rope_nograd", TORCH_BOX(&rope));
-    m.impl("rope_out", TORCH_BOX(&rope_out));
-    m.impl("rope_out_nograd", TORCH_BOX(&rope_out));
-    m.impl("rope_", TORCH_BOX(&rope_));
-    m.impl("rope__nograd", TORCH_BOX(&rope_));
-    m.impl("rope_qk", TORCH_BOX(&rope_qk));
-    m.impl("rope_qk_nograd", TORCH_BOX(&rope_qk));
-    m.impl("rope_qk_", TORCH_BOX(&rope_qk_));
-    m.impl("rope_qk__nograd", TORCH_BOX(&rope_qk_));
-    m.impl("rope_qk_check", TORCH_BOX(&rope_qk_check));
   }
 };
 

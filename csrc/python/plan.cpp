@@ -90,6 +90,7 @@ struct Call {
   py::object dtype, shape, like, like_shape;
   py::object refuse;  // (op, name, tensor, dtype, shape) says what is wrong with a tensor
   std::function<void(const void*, void*, bool, int64_t)> run;
+  bool reads, writes;  // any element
   bool takes_offset;
   int64_t usual_offset;
 
@@ -112,6 +113,9 @@ struct Call {
   void execute(py::handle x, py::handle y, bool fresh, int64_t offset) const {
     const void* from = torch.address(x);
     void* to = torch.address(y);
+    // Null in a freed storage, and in tensors that torch keeps no elements of (ZeroTensor).
+    if (reads && !from) fail(op.c_str(), "x must have memory but got a tensor without");
+    if (writes && !to) fail(op.c_str(), "out must have memory but got a tensor without");
     const py::gil_scoped_release released;
     run(from, to, fresh, offset);
   }
@@ -279,6 +283,8 @@ py::object snapshot(const py::object& tensor) {
   return own(PyCFunction_New(&called, self.ptr()));
 }
 
+bool any_element(const py::handle& shape) { return shape.attr("numel")().cast<int64_t>() > 0; }
+
 // Addresses are those of Tensor.data_ptr(). `given`: op, dtype, shape, like and refuse of Call,
 // and what Torch takes.
 void* at(uintptr_t address) { return reinterpret_cast<void*>(address); }
@@ -293,6 +299,8 @@ Call call_of(const py::dict& given) {
           like.attr("shape"),
           given["refuse"],
           {},
+          any_element(given["shape"]),
+          any_element(like.attr("shape")),
           false,
           0};
 }

@@ -22,7 +22,8 @@ def on_device(call: Call, device: str) -> Call:
         storage = t.untyped_storage()
         key = storage.data_ptr(), t.dtype
         if key not in moved:
-            moved[key] = torch.empty(0, dtype=t.dtype).set_(storage).to(device)
+            flat = torch.empty(0, dtype=t.dtype, device=t.device).set_(storage)
+            moved[key] = flat.to(device)
         return moved[key].as_strided(t.shape, t.stride(), t.storage_offset())
 
     return Call(tuple(None if t is None else move(t) for t in call.args), call.kwargs)

@@ -52,7 +52,7 @@ def assert_within(actual: Tensor, expected: Tensor, bound: Tensor) -> None:
     """
     assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
     largest = torch.finfo(actual.dtype).max
-    value = actual.detach().to(torch.float64)
+    value = actual.detach().to("cpu", torch.float64)
     overflows = expected.isfinite() & (expected.abs() + bound > largest)
     good = expected.isfinite() & ((value - expected).abs() <= bound)
     good |= (value == expected) | (value.isnan() & expected.isnan())

@@ -1,4 +1,5 @@
-// One kernel for each mistake that the emulator finds, and ok_* beside it, in which nothing is wrong.
+// One kernel for each mistake that the emulator finds, and ok_* beside it, in which nothing is
+// wrong.
 #include <metal_stdlib>
 using namespace metal;
 
@@ -171,8 +172,9 @@ kernel void ok_exp(device float* y [[buffer(0)]], uint i [[thread_position_in_gr
 }
 
 template <typename T>
-[[kernel, max_total_threads_per_threadgroup(32)]] void ok_matrix(
-    device const T* a [[buffer(0)]], device const T* b [[buffer(1)]], device float* y [[buffer(2)]]) {
+[[kernel, max_total_threads_per_threadgroup(32)]] void ok_matrix(device const T* a [[buffer(0)]],
+                                                                 device const T* b [[buffer(1)]],
+                                                                 device float* y [[buffer(2)]]) {
   simdgroup_matrix<T, 8, 8> left, right;
   simdgroup_float8x8 sum = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
   simdgroup_load(left, a, 8);

@@ -22,9 +22,9 @@ class EmulatorError(Exception):
 class Shaders:
     """The kernels of one source."""
 
-    def __init__(self, source: Path, include: Sequence[Path] = ()) -> None:
+    def __init__(self, source: Path, include: Sequence[Path] = (), language: str = "3.1") -> None:
         self._library = device.emulator()
-        path = compiled(source, include=include)
+        path = compiled(source, include=include, language=language)
         self._handle = self._library.emu_open(str(path).encode())
         if not self._handle:
             raise EmulatorError(self._library.emu_last_error().decode())

@@ -34,12 +34,22 @@ def start() -> None:
         torch.ops.load_library(device.host_library())
 
 
-def wants_float64(error: BaseException, traceback: TracebackType | None) -> bool:
-    """Whether a test, and not the library, asked the device for float64, which MPS lacks."""
-    if DEVICE != "mps" or not isinstance(error, TypeError) or _NO_FLOAT64 not in str(error):
-        return False
-    asked = [path for path in _files(traceback) if _is_ours(path)]
-    return bool(asked) and (_TESTS in asked[-1].parents or asked[-1].name == "reference.py")
+def missing(error: BaseException) -> str | None:
+    """What a test, and not the library, asked of the device and MPS or the emulator lacks."""
+    if DEVICE != "mps":
+        return None
+    asked = [path for path in _files(error.__traceback__) if _is_ours(path)]
+    if not asked or not (_TESTS in asked[-1].parents or asked[-1].name == "reference.py"):
+        return None
+    if isinstance(error, TypeError) and _NO_FLOAT64 in str(error):
+        return "float64 does not exist on MPS"
+    if isinstance(error, NotImplementedError) and "'SparseMPS' backend" in str(error):
+        return "the emulated MPS has no sparse tensors"
+    if "'_mps_get_core_count'" in str(error):
+        return "Inductor asks a real GPU for its cores"
+    if "deserializing the saved file" in str(error):
+        return "torch loads no file into the emulated MPS"
+    return None
 
 
 def _files(traceback: TracebackType | None) -> list[Path]:

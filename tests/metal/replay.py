@@ -1,8 +1,8 @@
 """Runs captured dispatches again, without torch: what the sanitizers' lanes do.
 
 The ordinary tests, run with EMU_CAPTURE=FOLDER, leave one file per kernel, grid and sizes there
-(emulator/capture.cpp). Every buffer here is memory of its own. The process has the sanitizer's runtime
-in LD_PRELOAD and exits with its error; ``sanitized`` starts one.
+(emulator/capture.cpp). Every buffer here is memory of its own. ``--under`` starts a process with
+the sanitizer's runtime in LD_PRELOAD, which ends with the sanitizer's error.
 """
 
 from __future__ import annotations
@@ -101,9 +101,7 @@ def main() -> int:
     parser.add_argument("--most-threads", type=int)
     arguments = parser.parse_args()
     if not arguments.under:
-        print(
-            _run(arguments.emulator, arguments.library, arguments.folder, arguments.most_threads)
-        )
+        print(_run(arguments.emulator, arguments.library, arguments.folder, arguments.most_threads))
         return 0
     from compiler import compiled
     from device import emulator_library

@@ -1,4 +1,4 @@
-"""The emulator finds every kind of mistake that it claims to find, and nothing where there is none."""
+"""The emulator finds each kind of mistake that it claims to find, and nothing where nothing is."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ std::vector<Region> regions(const Launch& launch) {
   for (const Argument& a : launch.arguments) {
     if (a.bound) all.push_back({a.address, a.address + a.bytes});
   }
-  std::sort(all.begin(), all.end(), [](const Region& a, const Region& b) { return a.begin < b.begin; });
+  std::sort(all.begin(), all.end(),
+            [](const Region& a, const Region& b) { return a.begin < b.begin; });
   std::vector<Region> merged;
   for (const Region& r : all) {
     if (!merged.empty() && r.begin < merged.back().end) {
@@ -43,8 +44,8 @@ std::string numbers(std::initializer_list<uint64_t> values) {
 
 }  // namespace
 
-// Lines of text: the kernel, grid and group, bytes of every region, then argument, region and offset
-// of everything that is bound; an empty line, and the regions' bytes.
+// Lines of text: the kernel, grid and group, bytes of every region, then argument, region and
+// offset of everything that is bound; an empty line, and the regions' bytes.
 void capture(const Launch& launch, const char* folder) {
   static std::set<std::string> seen;
   const std::vector<Region> memory = regions(launch);
@@ -64,14 +65,17 @@ void capture(const Launch& launch, const char* folder) {
     if (!a.bound) continue;
     for (size_t r = 0; r < memory.size(); ++r) {
       if (a.address < memory[r].begin || a.address + a.bytes > memory[r].end) continue;
-      head += numbers({static_cast<uint64_t>(i), r, static_cast<uint64_t>(a.address - memory[r].begin)}) + "\n";
+      head += numbers({static_cast<uint64_t>(i), r,
+                       static_cast<uint64_t>(a.address - memory[r].begin)}) +
+              "\n";
       break;
     }
   }
   const uint64_t threads = uint64_t{launch.grid.d[0]} * launch.grid.d[1] * launch.grid.d[2];
   if (bytes > kMostBytes || threads > kMostThreads || !seen.insert(folder + head).second) return;
-  std::ofstream file(std::string(folder) + "/" + std::to_string(std::hash<std::string>()(head)) + ".launch",
-                     std::ios::binary);
+  std::ofstream file(
+      std::string(folder) + "/" + std::to_string(std::hash<std::string>()(head)) + ".launch",
+      std::ios::binary);
   file << head << "\n";
   for (const Region& r : memory) file.write(r.begin, r.end - r.begin);
 }

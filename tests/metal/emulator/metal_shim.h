@@ -91,7 +91,9 @@ struct alignas(2 * sizeof(T)) vec_st2_ {
     struct {
       T r, g;
     };
-    EMU_S2ROW(x, 0) EMU_S2ROW(y, 1) swz<T, 2, 0, 1> rg;
+    EMU_S2ROW(x, 0);
+    EMU_S2ROW(y, 1);
+    swz<T, 2, 0, 1> rg;
   };
   vec_st2_() = default;
   constexpr vec_st2_(T a_, T b_) : d{a_, b_} {}
@@ -107,7 +109,10 @@ struct alignas(4 * sizeof(T)) vec_st3_ {
     struct {
       T r, g, b;
     };
-    EMU_S2ROW3(x, 0) EMU_S2ROW3(y, 1) EMU_S2ROW3(z, 2) swz<T, 3, 0, 1, 2> xyz;
+    EMU_S2ROW3(x, 0);
+    EMU_S2ROW3(y, 1);
+    EMU_S2ROW3(z, 2);
+    swz<T, 3, 0, 1, 2> xyz;
     swz<T, 3, 2, 1, 0> zyx;
     swz<T, 3, 1, 2, 0> yzx;
     swz<T, 3, 2, 0, 1> zxy;
@@ -127,7 +132,11 @@ struct alignas(4 * sizeof(T)) vec_st4_ {
     struct {
       T r, g, b, a;
     };
-    EMU_S2ROW4(x, 0) EMU_S2ROW4(y, 1) EMU_S2ROW4(z, 2) EMU_S2ROW4(w, 3) swz<T, 4, 0, 1, 2> xyz;
+    EMU_S2ROW4(x, 0);
+    EMU_S2ROW4(y, 1);
+    EMU_S2ROW4(z, 2);
+    EMU_S2ROW4(w, 3);
+    swz<T, 4, 0, 1, 2> xyz;
     swz<T, 4, 1, 2, 3> yzw;
     swz<T, 4, 0, 1, 2> rgb;
     swz<T, 4, 0, 1, 2, 3> xyzw;
@@ -322,9 +331,16 @@ struct vinfo_<vec<T, N>> {
     a = a op b;                                                                               \
     return a;                                                                                 \
   }
-EMU_VBIN(+)
-EMU_VBIN(-)
-EMU_VBIN(*) EMU_VBIN(/) EMU_VBIN(%) EMU_VBIN(&) EMU_VBIN(|) EMU_VBIN(^) EMU_VBIN(<<) EMU_VBIN(>>)
+EMU_VBIN(+);
+EMU_VBIN(-);
+EMU_VBIN(*);
+EMU_VBIN(/);
+EMU_VBIN(%);
+EMU_VBIN(&);
+EMU_VBIN(|);
+EMU_VBIN(^);
+EMU_VBIN(<<);
+EMU_VBIN(>>);
 #define EMU_VCMP(op)                                                                    \
   template <class A, class B, class P = pair_<A, B>, class = std::enable_if_t<P::ok>>   \
   inline typename vinfo_<typename P::type>::boolv operator op(const A& x, const B& y) { \
@@ -334,9 +350,16 @@ EMU_VBIN(*) EMU_VBIN(/) EMU_VBIN(%) EMU_VBIN(&) EMU_VBIN(|) EMU_VBIN(^) EMU_VBIN
     for (int i = 0; i < vinfo_<V>::n; ++i) r.d[i] = a.d[i] op b.d[i];                   \
     return r;                                                                           \
   }
-    EMU_VCMP(<) EMU_VCMP(<=) EMU_VCMP(>) EMU_VCMP(>=) EMU_VCMP(==) EMU_VCMP(!=) EMU_VCMP(&&)
-        EMU_VCMP(||) template <class A, class L = lift_<A>, class = std::enable_if_t<L::ok>>
-        inline typename L::type operator-(const A& x) {
+EMU_VCMP(<);
+EMU_VCMP(<=);
+EMU_VCMP(>);
+EMU_VCMP(>=);
+EMU_VCMP(==);
+EMU_VCMP(!=);
+EMU_VCMP(&&);
+EMU_VCMP(||);
+template <class A, class L = lift_<A>, class = std::enable_if_t<L::ok>>
+inline typename L::type operator-(const A& x) {
   typename L::type v = L::g(x);
   for (auto& e : v.d) e = -e;
   return v;
@@ -392,204 +415,212 @@ struct packed_vec {
   typedef metal::packed_vec<T, 2> packed_##T##2; \
   typedef metal::packed_vec<T, 3> packed_##T##3; \
   typedef metal::packed_vec<T, 4> packed_##T##4;
-EMU_VT(float)
-EMU_VT(half)
-EMU_VT(bfloat) EMU_VT(bool) EMU_VT(char) EMU_VT(uchar) EMU_VT(short) EMU_VT(ushort) EMU_VT(int)
-    EMU_VT(uint) EMU_VT(long) EMU_VT(ulong) namespace metal {
-  using ::bfloat;
-  using ::float2;
-  using ::float3;
-  using ::float4;
-  using ::half;
-  using ::half2;
-  using ::half3;
-  using ::half4;
-  using ::int2;
-  using ::int3;
-  using ::int4;
-  using ::uchar;
-  using ::uint;
-  using ::uint2;
-  using ::uint3;
-  using ::uint4;
-  using ::ulong;
-  using ::ushort;
-  using std::int16_t;
-  using std::int32_t;
-  using std::int64_t;
-  using std::int8_t;
-  using std::ptrdiff_t;
-  using std::size_t;
-  using std::uint16_t;
-  using std::uint32_t;
-  using std::uint64_t;
-  using std::uint8_t;
-  // ------------------------------------------------------------------ type traits
-  using std::add_const_t;
-  using std::conditional;
-  using std::conditional_t;
-  using std::decay_t;
-  using std::declval;
-  using std::enable_if;
-  using std::enable_if_t;
-  using std::false_type;
-  using std::integral_constant;
-  using std::is_const;
-  using std::is_convertible;
-  using std::is_enum;
-  using std::is_integral;
-  using std::is_pointer;
-  using std::is_same;
-  using std::is_signed;
-  using std::is_unsigned;
-  using std::is_void;
-  using std::make_signed_t;
-  using std::make_unsigned_t;
-  using std::remove_const_t;
-  using std::remove_cv;
-  using std::remove_cv_t;
-  using std::remove_reference;
-  using std::remove_reference_t;
-  using std::true_type;
-  using std::underlying_type_t;
-  template <bool B>
-  using bool_constant = std::integral_constant<bool, B>;
-  template <class T>
-  struct is_floating_point : bool_constant<std::is_same<std::remove_cv_t<T>, float>::value ||
-                                           is_half_<T>::value || is_bf16_<T>::value> {};
-  template <class T>
-  struct is_arithmetic : bool_constant<std::is_integral<T>::value || is_floating_point<T>::value> {
-  };
-  template <class T>
-  struct is_scalar : is_arithmetic<T> {};
-  template <class A, class B>
-  constexpr bool is_same_v = std::is_same<A, B>::value;
-  template <class T>
-  constexpr bool is_integral_v = std::is_integral<T>::value;
-  template <class T>
-  constexpr bool is_signed_v = std::is_signed<T>::value || is_floating_point<T>::value;
-  template <class T>
-  constexpr bool is_unsigned_v = std::is_unsigned<T>::value;
-  template <class T>
-  constexpr bool is_floating_point_v = is_floating_point<T>::value;
-  template <class T>
-  constexpr bool is_arithmetic_v = is_arithmetic<T>::value;
-  template <class T>
-  constexpr bool is_scalar_v = is_scalar<T>::value;
-  template <class A, class B>
-  constexpr bool is_convertible_v = std::is_convertible<A, B>::value;
-  template <class T>
-  struct is_vector : is_vec_<std::remove_cv_t<T>> {};
-  template <class T>
-  constexpr bool is_vector_v = is_vector<T>::value;
-  template <class... T>
-  struct disjunction : std::false_type {};
-  template <class T, class... R>
-  struct disjunction<T, R...> : std::conditional_t<bool(T::value), T, disjunction<R...>> {};
-  template <class... T>
-  struct conjunction : std::true_type {};
-  template <class T, class... R>
-  struct conjunction<T, R...> : std::conditional_t<bool(T::value), conjunction<R...>, T> {};
-  template <class T>
-  struct negation : bool_constant<!bool(T::value)> {};
-  template <class... T>
-  constexpr bool disjunction_v = disjunction<T...>::value;
-  template <class... T>
-  constexpr bool conjunction_v = conjunction<T...>::value;
-  template <class T>
-  using remove_addrspace_t = std::remove_cv_t<T>;
-  template <class T>
-  struct make_scalar {
-    typedef T type;
-  };
-  template <class T, int N>
-  struct make_scalar<vec<T, N>> {
-    typedef T type;
-  };
-  template <class T>
-  using make_scalar_t = typename make_scalar<T>::type;
-  template <class T>
-  struct vec_elements {
-    static constexpr int value = 1;
-  };
-  template <class T, int N>
-  struct vec_elements<vec<T, N>> {
-    static constexpr int value = N;
-  };
-  template <class T>
-  constexpr int vec_elements_v = vec_elements<T>::value;
-  template <class T>
-  struct numeric_limits : std::numeric_limits<T> {};
-  template <>
-  struct numeric_limits<half> {
-    static constexpr bool is_integer = false, has_infinity = true, is_signed = true,
-                          is_specialized = true;
-    static constexpr int digits = 11;
-    static constexpr half infinity() { return __builtin_inff(); }
-    static constexpr half quiet_NaN() { return (half)__builtin_nanf(""); }
-    static constexpr half max() { return (half)65504.f; }
-    static constexpr half min() { return (half)6.103515625e-05f; }
-    static constexpr half lowest() { return (half)-65504.f; }
-    static constexpr half epsilon() { return (half)0.0009765625f; }
-  };
-  template <>
-  struct numeric_limits<bfloat> {
-    static constexpr bool is_integer = false, has_infinity = true, is_signed = true,
-                          is_specialized = true;
-    static constexpr int digits = 8;
-    static constexpr bfloat infinity() { return (bfloat)__builtin_inff(); }
-    static constexpr bfloat quiet_NaN() { return (bfloat)__builtin_nanf(""); }
-    static constexpr bfloat max() { return (bfloat)3.3895314e38f; }
-    static constexpr bfloat min() { return (bfloat)1.17549435e-38f; }
-    static constexpr bfloat lowest() { return (bfloat)-3.3895314e38f; }
-    static constexpr bfloat epsilon() { return (bfloat)0.0078125f; }
-  };
-  template <class T, size_t N>
-  struct array {
-    T d_[N];
-    T& operator[](size_t i) {
-      EMU_CHECK(i < N, "array index");
-      return d_[i];
-    }
-    constexpr const T& operator[](size_t i) const { return d_[i]; }
-    static constexpr size_t size() { return N; }
-    T* data() { return d_; }
-    const T* data() const { return d_; }
-    T* begin() { return d_; }
-    T* end() { return d_ + N; }
-    const T* begin() const { return d_; }
-    const T* end() const { return d_ + N; }
-  };
-  template <class T>
-  inline void swap(T & a, T & b) {
-    T t = a;
-    a = b;
-    b = t;
+EMU_VT(float);
+EMU_VT(half);
+EMU_VT(bfloat);
+EMU_VT(bool);
+EMU_VT(char);
+EMU_VT(uchar);
+EMU_VT(short);
+EMU_VT(ushort);
+EMU_VT(int);
+EMU_VT(uint);
+EMU_VT(long);
+EMU_VT(ulong);
+namespace metal {
+using ::bfloat;
+using ::float2;
+using ::float3;
+using ::float4;
+using ::half;
+using ::half2;
+using ::half3;
+using ::half4;
+using ::int2;
+using ::int3;
+using ::int4;
+using ::uchar;
+using ::uint;
+using ::uint2;
+using ::uint3;
+using ::uint4;
+using ::ulong;
+using ::ushort;
+using std::int16_t;
+using std::int32_t;
+using std::int64_t;
+using std::int8_t;
+using std::ptrdiff_t;
+using std::size_t;
+using std::uint16_t;
+using std::uint32_t;
+using std::uint64_t;
+using std::uint8_t;
+// ------------------------------------------------------------------ type traits
+using std::add_const_t;
+using std::conditional;
+using std::conditional_t;
+using std::decay_t;
+using std::declval;
+using std::enable_if;
+using std::enable_if_t;
+using std::false_type;
+using std::integral_constant;
+using std::is_const;
+using std::is_convertible;
+using std::is_enum;
+using std::is_integral;
+using std::is_pointer;
+using std::is_same;
+using std::is_signed;
+using std::is_unsigned;
+using std::is_void;
+using std::make_signed_t;
+using std::make_unsigned_t;
+using std::remove_const_t;
+using std::remove_cv;
+using std::remove_cv_t;
+using std::remove_reference;
+using std::remove_reference_t;
+using std::true_type;
+using std::underlying_type_t;
+template <bool B>
+using bool_constant = std::integral_constant<bool, B>;
+template <class T>
+struct is_floating_point : bool_constant<std::is_same<std::remove_cv_t<T>, float>::value ||
+                                         is_half_<T>::value || is_bf16_<T>::value> {};
+template <class T>
+struct is_arithmetic : bool_constant<std::is_integral<T>::value || is_floating_point<T>::value> {};
+template <class T>
+struct is_scalar : is_arithmetic<T> {};
+template <class A, class B>
+constexpr bool is_same_v = std::is_same<A, B>::value;
+template <class T>
+constexpr bool is_integral_v = std::is_integral<T>::value;
+template <class T>
+constexpr bool is_signed_v = std::is_signed<T>::value || is_floating_point<T>::value;
+template <class T>
+constexpr bool is_unsigned_v = std::is_unsigned<T>::value;
+template <class T>
+constexpr bool is_floating_point_v = is_floating_point<T>::value;
+template <class T>
+constexpr bool is_arithmetic_v = is_arithmetic<T>::value;
+template <class T>
+constexpr bool is_scalar_v = is_scalar<T>::value;
+template <class A, class B>
+constexpr bool is_convertible_v = std::is_convertible<A, B>::value;
+template <class T>
+struct is_vector : is_vec_<std::remove_cv_t<T>> {};
+template <class T>
+constexpr bool is_vector_v = is_vector<T>::value;
+template <class... T>
+struct disjunction : std::false_type {};
+template <class T, class... R>
+struct disjunction<T, R...> : std::conditional_t<bool(T::value), T, disjunction<R...>> {};
+template <class... T>
+struct conjunction : std::true_type {};
+template <class T, class... R>
+struct conjunction<T, R...> : std::conditional_t<bool(T::value), conjunction<R...>, T> {};
+template <class T>
+struct negation : bool_constant<!bool(T::value)> {};
+template <class... T>
+constexpr bool disjunction_v = disjunction<T...>::value;
+template <class... T>
+constexpr bool conjunction_v = conjunction<T...>::value;
+template <class T>
+using remove_addrspace_t = std::remove_cv_t<T>;
+template <class T>
+struct make_scalar {
+  typedef T type;
+};
+template <class T, int N>
+struct make_scalar<vec<T, N>> {
+  typedef T type;
+};
+template <class T>
+using make_scalar_t = typename make_scalar<T>::type;
+template <class T>
+struct vec_elements {
+  static constexpr int value = 1;
+};
+template <class T, int N>
+struct vec_elements<vec<T, N>> {
+  static constexpr int value = N;
+};
+template <class T>
+constexpr int vec_elements_v = vec_elements<T>::value;
+template <class T>
+struct numeric_limits : std::numeric_limits<T> {};
+template <>
+struct numeric_limits<half> {
+  static constexpr bool is_integer = false, has_infinity = true, is_signed = true,
+                        is_specialized = true;
+  static constexpr int digits = 11;
+  static constexpr half infinity() { return __builtin_inff(); }
+  static constexpr half quiet_NaN() { return (half)__builtin_nanf(""); }
+  static constexpr half max() { return (half)65504.f; }
+  static constexpr half min() { return (half)6.103515625e-05f; }
+  static constexpr half lowest() { return (half)-65504.f; }
+  static constexpr half epsilon() { return (half)0.0009765625f; }
+};
+template <>
+struct numeric_limits<bfloat> {
+  static constexpr bool is_integer = false, has_infinity = true, is_signed = true,
+                        is_specialized = true;
+  static constexpr int digits = 8;
+  static constexpr bfloat infinity() { return (bfloat)__builtin_inff(); }
+  static constexpr bfloat quiet_NaN() { return (bfloat)__builtin_nanf(""); }
+  static constexpr bfloat max() { return (bfloat)3.3895314e38f; }
+  static constexpr bfloat min() { return (bfloat)1.17549435e-38f; }
+  static constexpr bfloat lowest() { return (bfloat)-3.3895314e38f; }
+  static constexpr bfloat epsilon() { return (bfloat)0.0078125f; }
+};
+template <class T, size_t N>
+struct array {
+  T d_[N];
+  T& operator[](size_t i) {
+    EMU_CHECK(i < N, "array index");
+    return d_[i];
   }
+  constexpr const T& operator[](size_t i) const { return d_[i]; }
+  static constexpr size_t size() { return N; }
+  T* data() { return d_; }
+  const T* data() const { return d_; }
+  T* begin() { return d_; }
+  T* end() { return d_ + N; }
+  const T* begin() const { return d_; }
+  const T* end() const { return d_ + N; }
+};
+template <class T>
+inline void swap(T& a, T& b) {
+  T t = a;
+  a = b;
+  b = t;
+}
 
-  // ------------------------------------------------------------------ math
-  // float/half overloads only (as in Apple's library); bfloat must be converted by the caller.
-  namespace emu_math {
-  inline float rsqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
-  inline float fract(float x) {
-    float r = x - __builtin_floorf(x);
-    return r < 1.f ? r : 0x1.fffffep-1f;
-  }
-  inline float sign(float x) { return x > 0 ? 1.f : (x < 0 ? -1.f : (x == 0 ? x : 0.f)); }
-  inline float saturate(float x) { return x != x ? 0.f : (x < 0 ? 0.f : (x > 1 ? 1.f : x)); }
-  inline float sinpi(float x) {
-    return (float)__builtin_sin(3.14159265358979323846 * __builtin_fmod((double)x, 2.0));
-  }
-  inline float cospi(float x) {
-    return (float)__builtin_cos(3.14159265358979323846 * __builtin_fmod((double)x, 2.0));
-  }
-  inline float tanpi(float x) {
-    return (float)__builtin_tan(3.14159265358979323846 * __builtin_fmod((double)x, 1.0));
-  }
-  inline float exp10(float x) { return __builtin_powf(10.f, x); }
-  inline float powr(float x, float y) { return __builtin_powf(x, y); }
-  inline float fdim(float x, float y) { return __builtin_fdimf(x, y); }
-  }  // namespace emu_math
+// ------------------------------------------------------------------ math
+// float/half overloads only (as in Apple's library); bfloat must be converted by the caller.
+namespace emu_math {
+inline float rsqrt(float x) { return 1.0f / __builtin_sqrtf(x); }
+inline float fract(float x) {
+  float r = x - __builtin_floorf(x);
+  return r < 1.f ? r : 0x1.fffffep-1f;
+}
+inline float sign(float x) { return x > 0 ? 1.f : (x < 0 ? -1.f : (x == 0 ? x : 0.f)); }
+inline float saturate(float x) { return x != x ? 0.f : (x < 0 ? 0.f : (x > 1 ? 1.f : x)); }
+inline float sinpi(float x) {
+  return (float)__builtin_sin(3.14159265358979323846 * __builtin_fmod((double)x, 2.0));
+}
+inline float cospi(float x) {
+  return (float)__builtin_cos(3.14159265358979323846 * __builtin_fmod((double)x, 2.0));
+}
+inline float tanpi(float x) {
+  return (float)__builtin_tan(3.14159265358979323846 * __builtin_fmod((double)x, 1.0));
+}
+inline float exp10(float x) { return __builtin_powf(10.f, x); }
+inline float powr(float x, float y) { return __builtin_powf(x, y); }
+inline float fdim(float x, float y) { return __builtin_fdimf(x, y); }
+}  // namespace emu_math
 #define EMU_F1(name, expr)                                                \
   inline float name(float x) { return emu::fuzz(expr); }                  \
   inline half name(half h) {                                              \
@@ -616,24 +647,29 @@ EMU_VT(bfloat) EMU_VT(bool) EMU_VT(char) EMU_VT(uchar) EMU_VT(short) EMU_VT(usho
     for (int i = 0; i < vinfo_<typename P::type>::n; ++i) a.d[i] = name(a.d[i], b.d[i]); \
     return a;                                                                            \
   }
-#define EMU_MATH1(M)                                                                              \
-  M(exp, __builtin_expf(x))                                                                       \
-  M(exp2, __builtin_exp2f(x))                                                                     \
-  M(exp10, emu_math::exp10(x)) M(log, __builtin_logf(x)) M(log2, __builtin_log2f(x))              \
-      M(log10, __builtin_log10f(x)) M(sqrt, __builtin_sqrtf(x)) M(rsqrt, emu_math::rsqrt(x))      \
-          M(sin, __builtin_sinf(x)) M(cos, __builtin_cosf(x)) M(tan, __builtin_tanf(x))           \
-              M(asin, __builtin_asinf(x)) M(acos, __builtin_acosf(x)) M(atan, __builtin_atanf(x)) \
-                  M(sinh, __builtin_sinhf(x)) M(cosh, __builtin_coshf(x))                         \
-                      M(tanh, __builtin_tanhf(x)) M(asinh, __builtin_asinhf(x))                   \
-                          M(acosh, __builtin_acoshf(x)) M(atanh, __builtin_atanhf(x))             \
-                              M(sinpi, emu_math::sinpi(x)) M(cospi, emu_math::cospi(x))           \
-                                  M(tanpi, emu_math::tanpi(x))
-#define EMU_EXACT1(M)                                                                          \
-  M(fabs, __builtin_fabsf(x))                                                                  \
-  M(ceil, __builtin_ceilf(x))                                                                  \
-  M(floor, __builtin_floorf(x)) M(trunc, __builtin_truncf(x)) M(round, __builtin_roundf(x))    \
-      M(rint, __builtin_nearbyintf(x)) M(fract, emu_math::fract(x)) M(sign, emu_math::sign(x)) \
-          M(saturate, emu_math::saturate(x))
+// clang-format off
+#define EMU_MATH1(M)                                                                          \
+  M(exp, __builtin_expf(x))                                                                   \
+  M(exp2, __builtin_exp2f(x))                                                                 \
+  M(exp10, emu_math::exp10(x))                                                                \
+  M(log, __builtin_logf(x))                                                                   \
+  M(log2, __builtin_log2f(x))                                                                 \
+  M(log10, __builtin_log10f(x))                                                               \
+  M(sqrt, __builtin_sqrtf(x)) M(rsqrt, emu_math::rsqrt(x)) M(sin, __builtin_sinf(x))          \
+      M(cos, __builtin_cosf(x)) M(tan, __builtin_tanf(x)) M(asin, __builtin_asinf(x))         \
+          M(acos, __builtin_acosf(x)) M(atan, __builtin_atanf(x)) M(sinh, __builtin_sinhf(x)) \
+              M(cosh, __builtin_coshf(x)) M(tanh, __builtin_tanhf(x))                         \
+                  M(asinh, __builtin_asinhf(x)) M(acosh, __builtin_acoshf(x))                 \
+                      M(atanh, __builtin_atanhf(x)) M(sinpi, emu_math::sinpi(x))              \
+                          M(cospi, emu_math::cospi(x)) M(tanpi, emu_math::tanpi(x))
+#define EMU_EXACT1(M)              \
+  M(fabs, __builtin_fabsf(x))      \
+  M(ceil, __builtin_ceilf(x))      \
+  M(floor, __builtin_floorf(x))    \
+  M(trunc, __builtin_truncf(x))    \
+  M(round, __builtin_roundf(x))    \
+  M(rint, __builtin_nearbyintf(x)) \
+  M(fract, emu_math::fract(x)) M(sign, emu_math::sign(x)) M(saturate, emu_math::saturate(x))
 #define EMU_F1X(name, expr)                                               \
   inline float name(float x) { return expr; }                             \
   inline half name(half h) {                                              \
@@ -646,43 +682,54 @@ EMU_VT(bfloat) EMU_VT(bool) EMU_VT(char) EMU_VT(uchar) EMU_VT(short) EMU_VT(usho
     for (auto& e : v.d) e = name(e);                                      \
     return v;                                                             \
   }
-#define EMU_MATH2(M)                                                                             \
-  M(pow, __builtin_powf(x, y))                                                                   \
-  M(powr, emu_math::powr(x, y))                                                                  \
-  M(atan2, __builtin_atan2f(x, y)) M(fmod, __builtin_fmodf(x, y)) M(fmin, __builtin_fminf(x, y)) \
-      M(fmax, __builtin_fmaxf(x, y)) M(copysign, __builtin_copysignf(x, y))                      \
-          M(fdim, emu_math::fdim(x, y)) M(nextafter, __builtin_nextafterf(x, y))
-  EMU_MATH1(EMU_F1)
-  EMU_EXACT1(EMU_F1X)
-  EMU_MATH2(EMU_F2)
+#define EMU_MATH2(M)                                                   \
+  M(pow, __builtin_powf(x, y))                                         \
+  M(powr, emu_math::powr(x, y))                                        \
+  M(atan2, __builtin_atan2f(x, y))                                     \
+  M(fmod, __builtin_fmodf(x, y))                                       \
+  M(fmin, __builtin_fminf(x, y))                                       \
+  M(fmax, __builtin_fmaxf(x, y))                                       \
+  M(copysign, __builtin_copysignf(x, y)) M(fdim, emu_math::fdim(x, y)) \
+      M(nextafter, __builtin_nextafterf(x, y))
+// clang-format on
+EMU_MATH1(EMU_F1);
+EMU_EXACT1(EMU_F1X);
+EMU_MATH2(EMU_F2);
 // a float argument that is an integer converts to float, as with Apple's overload set
 #define EMU_I1(name)                                                       \
   template <class I, class = std::enable_if_t<std::is_integral<I>::value>> \
   inline float name(I x) {                                                 \
     return name((float)x);                                                 \
   }
-      EMU_I1(exp) EMU_I1(exp2) EMU_I1(log) EMU_I1(log2) EMU_I1(sqrt) EMU_I1(rsqrt) EMU_I1(sin)
-          EMU_I1(cos) EMU_I1(floor) EMU_I1(ceil)
-              EMU_I1(tanh) inline float fma(float a, float b, float c) {
-    return __builtin_fmaf(a, b, c);
-  }
-  inline half fma(half a, half b, half c) {
-    return (half)__builtin_fmaf((float)a, (float)b, (float)c);
-  }
-  template <class T, int N>
-  inline vec<T, N> fma(vec<T, N> a, vec<T, N> b, vec<T, N> c) {
-    for (int i = 0; i < N; ++i) a.d[i] = fma(a.d[i], b.d[i], c.d[i]);
-    return a;
-  }
-  inline float ldexp(float x, int e) { return __builtin_ldexpf(x, e); }
-  inline half ldexp(half x, int e) { return (half)__builtin_ldexpf((float)x, e); }
-  inline float frexp(float x, int& e) { return __builtin_frexpf(x, &e); }
-  inline int ilogb(float x) { return __builtin_ilogbf(x); }
-  inline float modf(float x, float& i) { return __builtin_modff(x, &i); }
-  inline float sincos(float x, float& c) {
-    c = __builtin_cosf(x);
-    return __builtin_sinf(x);
-  }
+EMU_I1(exp);
+EMU_I1(exp2);
+EMU_I1(log);
+EMU_I1(log2);
+EMU_I1(sqrt);
+EMU_I1(rsqrt);
+EMU_I1(sin);
+EMU_I1(cos);
+EMU_I1(floor);
+EMU_I1(ceil);
+EMU_I1(tanh);
+inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline half fma(half a, half b, half c) {
+  return (half)__builtin_fmaf((float)a, (float)b, (float)c);
+}
+template <class T, int N>
+inline vec<T, N> fma(vec<T, N> a, vec<T, N> b, vec<T, N> c) {
+  for (int i = 0; i < N; ++i) a.d[i] = fma(a.d[i], b.d[i], c.d[i]);
+  return a;
+}
+inline float ldexp(float x, int e) { return __builtin_ldexpf(x, e); }
+inline half ldexp(half x, int e) { return (half)__builtin_ldexpf((float)x, e); }
+inline float frexp(float x, int& e) { return __builtin_frexpf(x, &e); }
+inline int ilogb(float x) { return __builtin_ilogbf(x); }
+inline float modf(float x, float& i) { return __builtin_modff(x, &i); }
+inline float sincos(float x, float& c) {
+  c = __builtin_cosf(x);
+  return __builtin_sinf(x);
+}
 #define EMU_CLS(name)                                                      \
   inline bool name(float x) { return __builtin_##name(x); }                \
   inline bool name(half x) { return __builtin_##name((float)x); }          \
@@ -697,35 +744,41 @@ EMU_VT(bfloat) EMU_VT(bool) EMU_VT(char) EMU_VT(uchar) EMU_VT(short) EMU_VT(usho
   inline bool name(I x) {                                                  \
     return __builtin_##name((double)x);                                    \
   }
-  EMU_CLS(isnan)
-  EMU_CLS(isinf)
-  EMU_CLS(isfinite) EMU_CLS(isnormal) EMU_CLS(signbit) inline bool isunordered(float a, float b) {
-    return a != a || b != b;
-  }
-  inline bool isunordered(half a, half b) { return a != a || b != b; }
-  inline bool isunordered(bfloat a, bfloat b) { return a != a || b != b; }
+EMU_CLS(isnan);
+EMU_CLS(isinf);
+EMU_CLS(isfinite);
+EMU_CLS(isnormal);
+EMU_CLS(signbit);
+inline bool isunordered(float a, float b) { return a != a || b != b; }
+inline bool isunordered(half a, half b) { return a != a || b != b; }
+inline bool isunordered(bfloat a, bfloat b) { return a != a || b != b; }
 // integer / common min max clamp abs
 #define EMU_MM(T)                                  \
   inline T min(T a, T b) { return b < a ? b : a; } \
   inline T max(T a, T b) { return a < b ? b : a; } \
   inline T clamp(T x, T lo, T hi) { return min(max(x, lo), hi); }
-  EMU_MM(char)
-  EMU_MM(uchar)
-  EMU_MM(short) EMU_MM(ushort) EMU_MM(int) EMU_MM(uint) EMU_MM(long) EMU_MM(ulong)
-      EMU_MM(signed char) EMU_MM(long long) EMU_MM(unsigned long long) inline float
-      min(float a, float b) {
-    return __builtin_fminf(a, b);
-  }
-  inline float max(float a, float b) { return __builtin_fmaxf(a, b); }
-  inline float clamp(float x, float lo, float hi) {
-    return __builtin_fminf(__builtin_fmaxf(x, lo), hi);
-  }
-  inline half min(half a, half b) { return (half)__builtin_fminf((float)a, (float)b); }
-  inline half max(half a, half b) { return (half)__builtin_fmaxf((float)a, (float)b); }
-  inline half clamp(half x, half lo, half hi) { return min(max(x, lo), hi); }
-  inline bfloat min(bfloat a, bfloat b) { return (bfloat)__builtin_fminf((float)a, (float)b); }
-  inline bfloat max(bfloat a, bfloat b) { return (bfloat)__builtin_fmaxf((float)a, (float)b); }
-  inline bfloat clamp(bfloat x, bfloat lo, bfloat hi) { return min(max(x, lo), hi); }
+EMU_MM(char);
+EMU_MM(uchar);
+EMU_MM(short);
+EMU_MM(ushort);
+EMU_MM(int);
+EMU_MM(uint);
+EMU_MM(long);
+EMU_MM(ulong);
+EMU_MM(signed char);
+EMU_MM(long long);
+EMU_MM(unsigned long long);
+inline float min(float a, float b) { return __builtin_fminf(a, b); }
+inline float max(float a, float b) { return __builtin_fmaxf(a, b); }
+inline float clamp(float x, float lo, float hi) {
+  return __builtin_fminf(__builtin_fmaxf(x, lo), hi);
+}
+inline half min(half a, half b) { return (half)__builtin_fminf((float)a, (float)b); }
+inline half max(half a, half b) { return (half)__builtin_fmaxf((float)a, (float)b); }
+inline half clamp(half x, half lo, half hi) { return min(max(x, lo), hi); }
+inline bfloat min(bfloat a, bfloat b) { return (bfloat)__builtin_fminf((float)a, (float)b); }
+inline bfloat max(bfloat a, bfloat b) { return (bfloat)__builtin_fmaxf((float)a, (float)b); }
+inline bfloat clamp(bfloat x, bfloat lo, bfloat hi) { return min(max(x, lo), hi); }
 #define EMU_VMM(name)                                                                    \
   template <class A, class B, class P = pair_<A, B>, class = std::enable_if_t<P::ok>>    \
   inline typename P::type name(const A& x0, const B& y0) {                               \
@@ -734,199 +787,199 @@ EMU_VT(bfloat) EMU_VT(bool) EMU_VT(char) EMU_VT(uchar) EMU_VT(short) EMU_VT(usho
     for (int i = 0; i < vinfo_<typename P::type>::n; ++i) a.d[i] = name(a.d[i], b.d[i]); \
     return a;                                                                            \
   }
-  EMU_VMM(min)
-  EMU_VMM(max)
-  template <class T, int N>
-  inline vec<T, N> clamp(vec<T, N> x, vec<T, N> lo, vec<T, N> hi) {
-    return min(max(x, lo), hi);
-  }
-  template <class T>
-  inline T max3(T a, T b, T c) {
-    return max(a, max(b, c));
-  }
-  template <class T>
-  inline T min3(T a, T b, T c) {
-    return min(a, min(b, c));
-  }
-  inline int abs(int x) { return x < 0 ? -x : x; }
-  inline long abs(long x) { return x < 0 ? -x : x; }
-  inline short abs(short x) { return (short)(x < 0 ? -x : x); }
-  inline char abs(char x) { return (char)(x < 0 ? -x : x); }
-  inline uint abs(uint x) { return x; }
-  inline ulong abs(ulong x) { return x; }
-  inline uchar abs(uchar x) { return x; }
-  inline ushort abs(ushort x) { return x; }
-  inline float abs(float x) { return __builtin_fabsf(x); }
-  inline half abs(half x) { return (half)__builtin_fabsf((float)x); }
-  inline bfloat abs(bfloat x) { return (bfloat)__builtin_fabsf((float)x); }
-  template <class A, class L = lift_<A>, class = std::enable_if_t<L::ok>>
-  inline typename L::type abs(const A& v0) {
-    typename L::type v = L::g(v0);
-    for (auto& e : v.d) e = abs(e);
-    return v;
-  }
-  inline float mix(float a, float b, float t) { return a + (b - a) * t; }
-  inline half mix(half a, half b, half t) { return a + (b - a) * t; }
-  inline float step(float e, float x) { return x < e ? 0.f : 1.f; }
-  inline float smoothstep(float a, float b, float x) {
-    float t = saturate((x - a) / (b - a));
-    return t * t * (3 - 2 * t);
-  }
-  template <class T>
-  inline T select(T a, T b, bool c) {
-    return c ? b : a;
-  }
-  template <class T, int N>
-  inline vec<T, N> select(vec<T, N> a, vec<T, N> b, vec<bool, N> c) {
-    for (int i = 0; i < N; ++i) a.d[i] = c.d[i] ? b.d[i] : a.d[i];
-    return a;
-  }
-  template <class T, int N>
-  inline T dot(vec<T, N> a, vec<T, N> b) {
-    T s = a.d[0] * b.d[0];
-    for (int i = 1; i < N; ++i) s = T(s + a.d[i] * b.d[i]);
-    return s;
-  }
-  template <class T, int N>
-  inline T length_squared(vec<T, N> a) {
-    return dot(a, a);
-  }
-  template <class T, int N>
-  inline T length(vec<T, N> a) {
-    return sqrt(dot(a, a));
-  }
-  template <class T, int N>
-  inline vec<T, N> normalize(vec<T, N> a) {
-    return a * rsqrt(dot(a, a));
-  }
-  template <class T, int N>
-  inline T distance(vec<T, N> a, vec<T, N> b) {
-    return length(a - b);
-  }
-  inline uint popcount(uint x) { return __builtin_popcount(x); }
-  inline ulong popcount(ulong x) { return __builtin_popcountl(x); }
-  inline int popcount(int x) { return __builtin_popcount(x); }
-  inline uint clz(uint x) { return x ? __builtin_clz(x) : 32; }
-  inline int clz(int x) { return x ? __builtin_clz(x) : 32; }
-  inline ulong clz(ulong x) { return x ? __builtin_clzl(x) : 64; }
-  inline uint ctz(uint x) { return x ? __builtin_ctz(x) : 32; }
-  inline ulong ctz(ulong x) { return x ? __builtin_ctzl(x) : 64; }
-  inline uint mulhi(uint a, uint b) { return (uint)(((uint64_t)a * b) >> 32); }
-  inline int mulhi(int a, int b) { return (int)(((int64_t)a * b) >> 32); }
-  inline ulong mulhi(ulong a, ulong b) { return (ulong)(((unsigned __int128)a * b) >> 64); }
-  inline uint rotate(uint a, uint b) {
-    b &= 31;
-    return (a << b) | (b ? a >> (32 - b) : 0);
-  }
-  inline uint reverse_bits(uint x) { return __builtin_bitreverse32(x); }
-  inline uint extract_bits(uint x, uint o, uint n) {
-    return n >= 32 ? x >> o : (x >> o) & ((1u << n) - 1);
-  }
-  template <class T>
-  inline T divide(T a, T b) {
-    return a / b;
-  }
-  template <class A>
-  inline uint absdiff(A a, A b) {
-    return a > b ? a - b : b - a;
-  }
-  namespace precise {
-  using metal::abs;
-  using metal::acos;
-  using metal::acosh;
-  using metal::asin;
-  using metal::asinh;
-  using metal::atan;
-  using metal::atan2;
-  using metal::atanh;
-  using metal::ceil;
-  using metal::clamp;
-  using metal::cos;
-  using metal::cosh;
-  using metal::cospi;
-  using metal::divide;
-  using metal::exp;
-  using metal::exp10;
-  using metal::exp2;
-  using metal::fabs;
-  using metal::floor;
-  using metal::fma;
-  using metal::fmax;
-  using metal::fmin;
-  using metal::fmod;
-  using metal::length;
-  using metal::log;
-  using metal::log10;
-  using metal::log2;
-  using metal::max;
-  using metal::min;
-  using metal::normalize;
-  using metal::pow;
-  using metal::powr;
-  using metal::rint;
-  using metal::round;
-  using metal::rsqrt;
-  using metal::sin;
-  using metal::sincos;
-  using metal::sinh;
-  using metal::sinpi;
-  using metal::sqrt;
-  using metal::tan;
-  using metal::tanh;
-  using metal::trunc;
-  }  // namespace precise
-  namespace fast {
-  using metal::abs;
-  using metal::acos;
-  using metal::acosh;
-  using metal::asin;
-  using metal::asinh;
-  using metal::atan;
-  using metal::atan2;
-  using metal::atanh;
-  using metal::ceil;
-  using metal::clamp;
-  using metal::cos;
-  using metal::cosh;
-  using metal::cospi;
-  using metal::divide;
-  using metal::exp;
-  using metal::exp10;
-  using metal::exp2;
-  using metal::fabs;
-  using metal::floor;
-  using metal::fma;
-  using metal::fmax;
-  using metal::fmin;
-  using metal::fmod;
-  using metal::length;
-  using metal::log;
-  using metal::log10;
-  using metal::log2;
-  using metal::max;
-  using metal::min;
-  using metal::normalize;
-  using metal::pow;
-  using metal::powr;
-  using metal::rint;
-  using metal::round;
-  using metal::rsqrt;
-  using metal::sin;
-  using metal::sincos;
-  using metal::sinh;
-  using metal::sinpi;
-  using metal::sqrt;
-  using metal::tan;
-  using metal::tanh;
-  using metal::trunc;
-  }  // namespace fast
-  template <class T>
-  using uniform = T;
-  template <class T>
-  constexpr T make_uniform(T x) {
-    return x;
-  }
-  // ------------------------------------------------------------------ reinterpretation
+EMU_VMM(min);
+EMU_VMM(max);
+template <class T, int N>
+inline vec<T, N> clamp(vec<T, N> x, vec<T, N> lo, vec<T, N> hi) {
+  return min(max(x, lo), hi);
+}
+template <class T>
+inline T max3(T a, T b, T c) {
+  return max(a, max(b, c));
+}
+template <class T>
+inline T min3(T a, T b, T c) {
+  return min(a, min(b, c));
+}
+inline int abs(int x) { return x < 0 ? -x : x; }
+inline long abs(long x) { return x < 0 ? -x : x; }
+inline short abs(short x) { return (short)(x < 0 ? -x : x); }
+inline char abs(char x) { return (char)(x < 0 ? -x : x); }
+inline uint abs(uint x) { return x; }
+inline ulong abs(ulong x) { return x; }
+inline uchar abs(uchar x) { return x; }
+inline ushort abs(ushort x) { return x; }
+inline float abs(float x) { return __builtin_fabsf(x); }
+inline half abs(half x) { return (half)__builtin_fabsf((float)x); }
+inline bfloat abs(bfloat x) { return (bfloat)__builtin_fabsf((float)x); }
+template <class A, class L = lift_<A>, class = std::enable_if_t<L::ok>>
+inline typename L::type abs(const A& v0) {
+  typename L::type v = L::g(v0);
+  for (auto& e : v.d) e = abs(e);
+  return v;
+}
+inline float mix(float a, float b, float t) { return a + (b - a) * t; }
+inline half mix(half a, half b, half t) { return a + (b - a) * t; }
+inline float step(float e, float x) { return x < e ? 0.f : 1.f; }
+inline float smoothstep(float a, float b, float x) {
+  float t = saturate((x - a) / (b - a));
+  return t * t * (3 - 2 * t);
+}
+template <class T>
+inline T select(T a, T b, bool c) {
+  return c ? b : a;
+}
+template <class T, int N>
+inline vec<T, N> select(vec<T, N> a, vec<T, N> b, vec<bool, N> c) {
+  for (int i = 0; i < N; ++i) a.d[i] = c.d[i] ? b.d[i] : a.d[i];
+  return a;
+}
+template <class T, int N>
+inline T dot(vec<T, N> a, vec<T, N> b) {
+  T s = a.d[0] * b.d[0];
+  for (int i = 1; i < N; ++i) s = T(s + a.d[i] * b.d[i]);
+  return s;
+}
+template <class T, int N>
+inline T length_squared(vec<T, N> a) {
+  return dot(a, a);
+}
+template <class T, int N>
+inline T length(vec<T, N> a) {
+  return sqrt(dot(a, a));
+}
+template <class T, int N>
+inline vec<T, N> normalize(vec<T, N> a) {
+  return a * rsqrt(dot(a, a));
+}
+template <class T, int N>
+inline T distance(vec<T, N> a, vec<T, N> b) {
+  return length(a - b);
+}
+inline uint popcount(uint x) { return __builtin_popcount(x); }
+inline ulong popcount(ulong x) { return __builtin_popcountl(x); }
+inline int popcount(int x) { return __builtin_popcount(x); }
+inline uint clz(uint x) { return x ? __builtin_clz(x) : 32; }
+inline int clz(int x) { return x ? __builtin_clz(x) : 32; }
+inline ulong clz(ulong x) { return x ? __builtin_clzl(x) : 64; }
+inline uint ctz(uint x) { return x ? __builtin_ctz(x) : 32; }
+inline ulong ctz(ulong x) { return x ? __builtin_ctzl(x) : 64; }
+inline uint mulhi(uint a, uint b) { return (uint)(((uint64_t)a * b) >> 32); }
+inline int mulhi(int a, int b) { return (int)(((int64_t)a * b) >> 32); }
+inline ulong mulhi(ulong a, ulong b) { return (ulong)(((unsigned __int128)a * b) >> 64); }
+inline uint rotate(uint a, uint b) {
+  b &= 31;
+  return (a << b) | (b ? a >> (32 - b) : 0);
+}
+inline uint reverse_bits(uint x) { return __builtin_bitreverse32(x); }
+inline uint extract_bits(uint x, uint o, uint n) {
+  return n >= 32 ? x >> o : (x >> o) & ((1u << n) - 1);
+}
+template <class T>
+inline T divide(T a, T b) {
+  return a / b;
+}
+template <class A>
+inline uint absdiff(A a, A b) {
+  return a > b ? a - b : b - a;
+}
+namespace precise {
+using metal::abs;
+using metal::acos;
+using metal::acosh;
+using metal::asin;
+using metal::asinh;
+using metal::atan;
+using metal::atan2;
+using metal::atanh;
+using metal::ceil;
+using metal::clamp;
+using metal::cos;
+using metal::cosh;
+using metal::cospi;
+using metal::divide;
+using metal::exp;
+using metal::exp10;
+using metal::exp2;
+using metal::fabs;
+using metal::floor;
+using metal::fma;
+using metal::fmax;
+using metal::fmin;
+using metal::fmod;
+using metal::length;
+using metal::log;
+using metal::log10;
+using metal::log2;
+using metal::max;
+using metal::min;
+using metal::normalize;
+using metal::pow;
+using metal::powr;
+using metal::rint;
+using metal::round;
+using metal::rsqrt;
+using metal::sin;
+using metal::sincos;
+using metal::sinh;
+using metal::sinpi;
+using metal::sqrt;
+using metal::tan;
+using metal::tanh;
+using metal::trunc;
+}  // namespace precise
+namespace fast {
+using metal::abs;
+using metal::acos;
+using metal::acosh;
+using metal::asin;
+using metal::asinh;
+using metal::atan;
+using metal::atan2;
+using metal::atanh;
+using metal::ceil;
+using metal::clamp;
+using metal::cos;
+using metal::cosh;
+using metal::cospi;
+using metal::divide;
+using metal::exp;
+using metal::exp10;
+using metal::exp2;
+using metal::fabs;
+using metal::floor;
+using metal::fma;
+using metal::fmax;
+using metal::fmin;
+using metal::fmod;
+using metal::length;
+using metal::log;
+using metal::log10;
+using metal::log2;
+using metal::max;
+using metal::min;
+using metal::normalize;
+using metal::pow;
+using metal::powr;
+using metal::rint;
+using metal::round;
+using metal::rsqrt;
+using metal::sin;
+using metal::sincos;
+using metal::sinh;
+using metal::sinpi;
+using metal::sqrt;
+using metal::tan;
+using metal::tanh;
+using metal::trunc;
+}  // namespace fast
+template <class T>
+using uniform = T;
+template <class T>
+constexpr T make_uniform(T x) {
+  return x;
+}
+// ------------------------------------------------------------------ reinterpretation
 }  // namespace metal
 template <class D, class S>
 inline D as_type(const S& s) {
@@ -1005,10 +1058,13 @@ inline T atomic_exchange_explicit(volatile atomic<T>* p, U d, memory_order) {
     }                                                                                  \
     return a;                                                                          \
   }
-EMU_ATOM(add, a + b)
-EMU_ATOM(sub, a - b)
-EMU_ATOM(min, a < b ? a : b) EMU_ATOM(max, a < b ? b : a) EMU_ATOM(and, a& b) EMU_ATOM(or, a | b)
-EMU_ATOM(xor, a ^ b)
+EMU_ATOM(add, a + b);
+EMU_ATOM(sub, a - b);
+EMU_ATOM(min, a < b ? a : b);
+EMU_ATOM(max, a < b ? b : a);
+EMU_ATOM(and, a& b);
+EMU_ATOM(or, a | b);
+EMU_ATOM(xor, a ^ b);
 #ifdef EMU_LINT
 #define EMU_ATOMIC_IN(space)                                                                   \
   template <class T, class U>                                                                  \
@@ -1033,11 +1089,10 @@ EMU_ATOM(xor, a ^ b)
   template <class T, class U>                                                              \
   T atomic_##name##_explicit(volatile __attribute__((address_space(space))) atomic<T>*, U, \
                              memory_order);
-    EMU_ATOMIC_IN(1) EMU_ATOMIC_IN(3)
+EMU_ATOMIC_IN(1)
+EMU_ATOMIC_IN(3)
 #endif
-        inline void atomic_thread_fence(mem_flags, memory_order = 0,
-                                        thread_scope = thread_scope_device) {
-}
+inline void atomic_thread_fence(mem_flags, memory_order = 0, thread_scope = thread_scope_device) {}
 // ------------------------------------------------------------------ simdgroup
 template <class T>
 struct lanes_ {
@@ -1064,12 +1119,15 @@ inline void simd_gather_(int kind, T x, lanes_<T>& o) {
       }                               \
     return r;                         \
   }
-EMU_SRED(simd_sum, 1, 0, r + y)
-EMU_SRED(simd_product, 2, 1, r* y)
-EMU_SRED(simd_max, 3, 0, max(r, y)) EMU_SRED(simd_min, 4, 0, min(r, y))
-    EMU_SRED(simd_and, 5, 0, r& y) EMU_SRED(simd_or, 6, 0, r | y)
-        EMU_SRED(simd_xor, 7, 0, r ^ y) template <class T>
-        inline T simd_at_(const lanes_<T>& l, int src, T self, bool keep_self) {
+EMU_SRED(simd_sum, 1, 0, r + y);
+EMU_SRED(simd_product, 2, 1, r* y);
+EMU_SRED(simd_max, 3, 0, max(r, y));
+EMU_SRED(simd_min, 4, 0, min(r, y));
+EMU_SRED(simd_and, 5, 0, r& y);
+EMU_SRED(simd_or, 6, 0, r | y);
+EMU_SRED(simd_xor, 7, 0, r ^ y);
+template <class T>
+inline T simd_at_(const lanes_<T>& l, int src, T self, bool keep_self) {
   if (src < 0 || src > 31) return keep_self ? self : emu_poison_<T>();
   return (l.active >> src & 1) ? l.v[src] : emu_poison_<T>();
 }
@@ -1282,8 +1340,8 @@ inline void simdgroup_store(const simdgroup_matrix<T, C, R>& m, T* dst, ulong ld
   template <class T, int C, int R>                                                             \
   void simdgroup_store(const simdgroup_matrix<T, C, R>&, __attribute__((address_space(n))) T*, \
                        ulong = C, ulong2 = ulong2(0ul), bool = false);
-EMU_SGL(1)
-EMU_SGL(3)
+EMU_SGL(1);
+EMU_SGL(3);
 #endif
 template <class D, class A, class B, class CC>
 inline void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d,

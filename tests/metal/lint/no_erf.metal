@@ -1,5 +1,3 @@
 #include <metal_stdlib>
 using namespace metal;
-kernel void f(device float* y [[buffer(0)]]) {
-  y[0] = erf(y[0]);
-}
+kernel void f(device float* y [[buffer(0)]]) { y[0] = erf(y[0]); }
