@@ -193,7 +193,7 @@ def matmul_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, st
             yield f"linear {dtype}, {match[1]}{streamed}", "flop", total, loop, sums
 
 
-def gelu_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, str, int, list]]:
+def gelu_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, str, int, list, int]]:
     """Where the compiler made it a function of its own: else nothing tells GELU from the others."""
     match = re.search(r"::forward<([\w:]+)>\(.*::operator\(\)<[^ ]*(?: [^ ]*)?::Gelu<", name)
     if match is None:
@@ -206,7 +206,7 @@ def gelu_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, str,
         )
         stored = sum(map(stored_bytes, results))
         if stored:
-            yield f"gelu {dtype}", "element", stored // SIZES[dtype], loop
+            yield f"gelu {dtype}", "element", stored // SIZES[dtype], loop, 0
 
 
 def count(machine: str, folder: Path, objdump: str) -> list[Row]:
