@@ -8,16 +8,19 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from bench_fakes import FINGERPRINT, Limits, record, result
+from bench_fakes import FINGERPRINT, Limits, record, result, row
 
+import fusedops
+from fusedops import _C
 from fusedops.__main__ import main
 from fusedops.bench import bars, calls, cli, ladder, measure, session, sweep, timing
-from fusedops.bench.record import Case, Regime, Result, load, to_json
+from fusedops.bench.record import Case, Quantiles, Regime, Result, load, to_json
 from fusedops.testing import SPECS, Bar
 
 
@@ -168,6 +171,39 @@ def test_every_way_to_call_is_right() -> None:
         )
         assert found.absent == {}
         assert {row.fault for row in found.rows} == {None}
+
+
+@pytest.mark.parametrize(
+    ("cost", "said", "code"), [(1.4e-6, "1.4 us", 0), (1.6e-6, "1.6 us", 1), (-1e-8, "0 ns", 0)]
+)
+def test_plan_that_costs_too_much_over_its_kernel_exits_1(
+    cost: float,
+    said: str,
+    code: int,
+    fake: Callable[..., list[Case]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    times = {calls.SUBJECT: 5e-6, "plan": 1e-6 + cost, "kernel": 1e-6}
+    rows = tuple(
+        replace(row(name, 1.0), seconds=Quantiles(seconds, seconds, seconds))
+        for name, seconds in times.items()
+    )
+    found = replace(result(), rows=rows)
+    fake(found, replace(found, rows=rows[:1]))  # the second one has no kernel
+    assert main(["bench", "calls"]) == code
+    assert "over the kernel" in capsys.readouterr().out
+    cells = calls.text([found]).splitlines()[-1].split("|")
+    assert [cell.strip() for cell in cells[2:5]] == ["plan", said, "FAILED" if code else "ok"]
+
+
+def test_repeated_plan_computes_what_a_call_does() -> None:
+    x, weight = torch.randn(3, 40), torch.randn(24, 40)
+    plan = fusedops.plan.gelu_linear(weight, None, rows=3)
+    out = torch.empty(3, 24)
+    _C.repeat_plan(plan, x.data_ptr(), out.data_ptr(), 2)
+    assert torch.equal(out, plan(x))
+    with pytest.raises(RuntimeError, match="plan must be a plan but got function"):
+        _C.repeat_plan(lambda: None, x.data_ptr(), out.data_ptr(), 1)  # type: ignore[arg-type]
 
 
 def test_candidate_of_a_file_goes_through_the_same_door(

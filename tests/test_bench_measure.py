@@ -547,6 +547,22 @@ def test_devices_in_one_case_have_a_limit_each(
     assert cpu.note == ""
 
 
+def test_a_device_that_is_missing_has_no_limit(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = _Device(clock, monkeypatch)
+
+    def asked(name: str) -> Limits:
+        pytest.fail(f"{name} was asked")
+
+    monkeypatch.setattr(measure, "limits_on", asked)
+    gpu = dataclasses.replace(device.entry("gpu", 0.2), missing="no such device")
+    result = measured([gpu, entry("cpu", clock, 0.2)])
+    assert [row.candidate for row in result.rows] == ["cpu"]
+    assert result.absent == {"gpu": "no such device"}
+    assert measured([gpu]).rows == ()
+
+
 def test_a_wrong_result_of_a_device_is_refused(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

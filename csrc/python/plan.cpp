@@ -338,6 +338,15 @@ py::object rope_plan(const py::dict& given, uintptr_t cos, uintptr_t sin, uintpt
   return object_of(std::move(call));
 }
 
+// What a plan does without what a call costs: neither tensor is looked at.
+void repeat_plan(const py::object& plan, uintptr_t x, uintptr_t out, int64_t times) {
+  if (Py_TYPE(plan.ptr()) != plan_type())
+    fail("repeat_plan", "plan must be a plan but got ", Py_TYPE(plan.ptr())->tp_name);
+  const Call& call = *reinterpret_cast<PlanObject*>(plan.ptr())->call;
+  const py::gil_scoped_release released;
+  for (int64_t i = 0; i < times; i++) call.run(at(x), at(out), false, call.usual_offset);
+}
+
 }  // namespace
 
 DType dtype_named(const std::string& name) {
@@ -358,6 +367,8 @@ void bind_plans(py::module_& m) {
   m.def("rope_plan", &rope_plan, "given"_a, "cos"_a, "sin"_a, "position_ids"_a, "shape"_a, "half"_a,
         "table_rows"_a, "table_batched"_a, "ids_batched"_a, "dtype"_a, "table_dtype"_a, "offset"_a,
         "bshd"_a, "interleaved"_a, "conjugate"_a);
+  m.def("repeat_plan", &repeat_plan, "plan"_a, "x"_a, "out"_a, "times"_a,
+        "Run a plan on addresses of contiguous tensors that fit it, some times; for the bench.");
 }
 
 }  // namespace fusedops

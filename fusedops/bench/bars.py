@@ -167,7 +167,7 @@ def text(checks: Sequence[Check]) -> str:
                 f"{sign} {bound}",
                 _what(bar),
                 _case(one),
-                one.fault or one.reason or _remarks(one),
+                _remarks(one),
             )
         )
     states = [one.state for one in checks]
@@ -220,7 +220,10 @@ def _case(one: Check) -> str:
 
 def _remarks(one: Check) -> str:
     parts = [] if one.counted is None else [str(one.counted)]
-    if len(one.figures) > 1:
+    why = one.fault or one.reason
+    if why is not None:
+        parts.append(why)
+    elif len(one.figures) > 1:
         figures = ", ".join(digits(v) for v in one.figures)
         parts.append(f"median of {len(one.figures)} runs: {figures}")
     return "; ".join(parts)

@@ -177,7 +177,8 @@ def _execute(options: argparse.Namespace, plan: Plan, session: Session) -> int:
     if options.sweep is not None or options.forms is not None:
         return _sweep(list(_shapes(options, plan)), options.peers is None, plan, session)
     jobs = {"ladder": _ladder_jobs, "calls": _calls_jobs}.get(options.what, _op_jobs)
-    return _jobs(list(jobs(options, plan)), session, rivals=options.what != "calls")
+    code = _jobs(list(jobs(options, plan)), session, rivals=options.what != "calls")
+    return max(code, _over_kernel(session)) if options.what == "calls" else code
 
 
 # --- the parts ------------------------------------------------------------------------------------
@@ -246,6 +247,14 @@ def _jobs(jobs: list[Job], session: Session, rivals: bool) -> int:
     if wrong:
         session.print("\n".join(f"FAILED: {text}" for text in wrong))
     return int(bool(wrong))
+
+
+def _over_kernel(session: Session) -> int:
+    """Prints what plans cost beyond their kernels; 1 where it is too much."""
+    costs = [cost for result in session.results for cost in calls.over_kernel(result).values()]
+    if costs:
+        session.print(calls.text(session.results))
+    return int(any(cost > calls.OVER_KERNEL for cost in costs))
 
 
 def _faults(result: Result, subject: str) -> Iterator[str]:

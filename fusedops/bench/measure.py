@@ -158,8 +158,9 @@ def measure(
     spec = SPECS[case.op]
     sample = spec.sample(case.shape) if sample is None else sample
     with _conditions(case, recording or case.regime.work == "train"):
-        devices = dict.fromkeys(entry.device for entry in entries)
-        own = next((e.device for e in entries if e.name == subject), next(iter(devices)))
+        here = [entry for entry in entries if entry.missing is None]  # the others' device is absent
+        devices = dict.fromkeys(entry.device for entry in here) or {"cpu": None}
+        own = next((e.device for e in here if e.name == subject), next(iter(devices)))
         limits = {device: _limit(device, spec, sample, case) for device in devices}
         run = _Run(spec, sample, case)
         timed = run.time(entries, subject, seconds, status)
