@@ -26,16 +26,18 @@ step "lint: the shaders in three language modes"
 step "emulator: its own tests"
 "$python" -m pytest -q tests/metal
 
-# What the library's MPS kernels are tested with: the files of every op, and all samples.
-tests=(tests/test_device.py tests/test_rope.py tests/test_gelu.py tests/test_linear.py
-  tests/test_gelu_linear.py)
 FUSEDOPS_EMULATED_MPS=1 "$python" setup.py -q build_ext --inplace
 export FUSEDOPS_TEST_DEVICE=mps
-for order in 0 1 2; do
-  step "order$order: the tests on the device mps"
-  capture=()
-  if ((order == 0)); then capture=("EMU_CAPTURE=$PWD/$work/launches"); fi
-  env EMU_ORDER=$order "${capture[@]}" "$python" -m pytest -q "${tests[@]}"
+step "order0: the tests on the device mps"
+EMU_CAPTURE=$PWD/$work/launches "$python" -m pytest -q tests/test_device.py tests/test_rope.py \
+  tests/test_gelu.py tests/test_linear.py tests/test_gelu_linear.py tests/metal/test_fakemps.py \
+  tests/metal/test_traffic.py
+step "mutants: faults planted in the host code"
+"$python" -m pytest -q tests/metal/test_host_mutants.py
+# The order of threads and the accuracy of functions make a difference to kernels alone.
+for order in 1 2; do
+  step "order$order: the samples of every op"
+  EMU_ORDER=$order "$python" -m pytest -q tests/test_device.py
 done
 step "fuzz: functions of mathematics err by up to 4 ulp"
 EMU_FUZZ_ULP=4 "$python" -m pytest -q tests/test_device.py

@@ -33,7 +33,11 @@ def exact(tensor: Tensor) -> Tensor:
 
 def here(tensor: Tensor) -> Tensor:
     """A tensor that was made when tests were collected, on the device of the tests."""
-    return tensor if tensor.is_meta else tensor.to(torch.get_default_device())
+    if tensor.is_meta:
+        return tensor
+    if tensor.is_neg():
+        return torch._neg_view(here(torch._neg_view(tensor)))
+    return tensor.to(torch.get_default_device())
 
 
 def mixed(other: str) -> str:

@@ -27,6 +27,9 @@ from fusedops.testing import DTYPES, VIEWS, assert_same_bits
 ops = torch.ops.fusedops
 
 
+late = pytest.mark.skipif(DEVICE == "mps", reason="MPS tells of positions late")
+
+
 def angles(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Cosines and sines of arbitrary angles."""
     turns = 6.0 * torch.rand(shape, dtype=torch.float64, device="cpu")
@@ -308,7 +311,17 @@ def test_message_speaks_of_the_layout(table: tuple[int, int], message: str) -> N
 
 
 # What the raw ops are given past the public functions is checked as well.
-@pytest.mark.parametrize("op", ["rope", "rope_nograd", "rope_unfused"])
+@pytest.mark.parametrize(
+    "op",
+    [
+        "rope",
+        "rope_nograd",
+        pytest.param(
+            "rope_unfused",
+            marks=pytest.mark.skipif(DEVICE != "cpu", reason="rope_unfused is for the CPU"),
+        ),
+    ],
+)
 def test_raw_op_refuses(op: str) -> None:
     x, (cos, sin) = x_of(), angles(4, 4)
     name = op.removesuffix("_nograd")
@@ -374,7 +387,7 @@ def test_out_with_overlapping_elements_is_refused(view: str) -> None:
     ids=["double", "int", "narrow", "unbatched", "batch-1", "flat", "empty", "meta", "negated"],
 )
 def test_bad_out_is_refused(out: Tensor, message: str) -> None:
-    x, (cos, sin) = x_of(), angles(16, 4)
+    x, (cos, sin), out = x_of(), angles(16, 4), here(out)
     assert_refused(lambda: fusedops.rope(x, cos, sin, out=out), f"[rope] {message}", x, out)
 
 
@@ -1108,8 +1121,8 @@ def test_error_ends_with_what_the_doctor_knows(form: str, change: Change, messag
 @pytest.mark.parametrize(
     ("change", "end"),
     [
-        (lambda: ids(99, 1, 2, 3, 4), "but got 99 + 0"),
-        (lambda: ids(0, 1, -2, 3, 4), "but got -2 + 0"),
+        pytest.param(lambda: ids(99, 1, 2, 3, 4), "but got 99 + 0", marks=late),
+        pytest.param(lambda: ids(0, 1, -2, 3, 4), "but got -2 + 0", marks=late),
         (lambda: tables(4, 4), "rows but got 4"),
         (lambda: tables(16, 4, dtype=torch.float64), "but got Double"),
     ],
@@ -1246,7 +1259,7 @@ def test_prefill_of_growing_length_compiles_at_most_twice(dynamo: Any) -> None:
         pytest.param(
             lambda: ids(0, 1, 2, 3, 16),
             r"[rope] position_ids + offset must be in [0, 16) but got 16",
-            marks=pytest.mark.skipif(DEVICE == "mps", reason="MPS tells of positions late"),
+            marks=late,
         ),
         (lambda: tables(2, 4, 4), "[rope] a 3-D table must have 5 rows but got 4"),
         (lambda: tables(16, 5), "[rope] rotary_dim must be at most head_dim 8 but got 10"),
@@ -1534,6 +1547,8 @@ FAR = 2**31 + 64
 @pytest.fixture(scope="module")
 def space() -> Tensor:
     """Float32 memory of 3 * FAR elements, whose pages come when they are touched."""
+    if DEVICE != "cpu":
+        pytest.skip("so much memory without pages is the CPU's alone")
     no_reserve = 0x4000 if sys.platform == "linux" else 0  # MAP_NORESERVE
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
     return torch.frombuffer(mmap.mmap(-1, 4 * (3 * FAR), flags=flags), dtype=torch.float32)
