@@ -40,8 +40,9 @@ class Call:
 
     def exact(self) -> Call:
         """The same numbers in float64, all tensors on the CPU: not every device has that type."""
-        moved = Call(tuple(None if t is None else t.detach().cpu() for t in self.args), self.kwargs)
-        return moved.map(lambda t: t.to(torch.float64))
+        wide = self.map(lambda t: t.detach().to("cpu", torch.float64))
+        here = tuple(t.cpu() if isinstance(t, Tensor) else t for t in wide.args)
+        return replace(wide, args=here)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Call:
         """The call with every floating-point tensor replaced by function of it."""
