@@ -16,14 +16,14 @@ export FUSEDOPS_WERROR := 1
 SOURCES := setup.py pyproject.toml $(shell find csrc metal 2>/dev/null)
 CXX_FILES = $(shell find csrc metal tests/metal -name '*.h' -o -name '*.cpp' -o -name '*.metal' 2>/dev/null)
 
-.PHONY: help build test test-fast test-wheel test-metal demo bars docs peers lint format clean
+.PHONY: help build test test-fast test-wheel test-arm64 test-metal test-bochs cross-tools wheel-x86_64 wheel-aarch64 wheel-macos sdist demo bars docs instructions peers lint format clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: $(STAMPS)/installed ## create .venv, build the extension, install the package editable
 
-test: build $(STAMPS)/test $(STAMPS)/demo ## everything: the whole suite, then the built wheel's fast lane
+test: build $(STAMPS)/test $(STAMPS)/demo ## everything: the whole suite, then the fast lane on the audited wheel
 	$(PYTEST)
 	@bash scripts/test-wheel.sh
 
@@ -32,6 +32,27 @@ test-fast: build $(STAMPS)/test ## all but the slow tests: three minutes
 
 test-wheel: build $(STAMPS)/test $(STAMPS)/demo ## the fast lane on a wheel in an environment of its own
 	@bash scripts/test-wheel.sh
+
+cross-tools: ## a compiler for aarch64 and emulators, unpacked into build/cross (Debian's packages)
+	@bash scripts/cross-tools.sh build/cross
+
+test-arm64: $(STAMPS)/wheels ## the aarch64 wheel with the real aarch64 torch on emulated CPUs
+	@bash scripts/test-arm64.sh
+
+test-bochs: build ## the kernels of x86-64 on CPUs that this machine is not, in Bochs (slow)
+	@bash scripts/test-bochs.sh
+
+wheel-x86_64: $(STAMPS)/wheels ## dist/*.whl for manylinux_2_28 on x86-64, audited
+	@bash scripts/wheel.sh linux-x86_64
+
+wheel-aarch64: $(STAMPS)/wheels ## the same for aarch64, cross-compiled
+	@bash scripts/wheel.sh linux-aarch64
+
+wheel-macos: $(STAMPS)/wheels ## the same for macOS 14 on arm64, cross-compiled with zig
+	@bash scripts/wheel.sh macosx-14.0-arm64
+
+sdist: $(STAMPS)/requirements ## dist/*.tar.gz
+	$(PY) setup.py --quiet sdist
 
 test-metal: build $(STAMPS)/test ## Metal without a Mac: shaders, their host code and the tests on an emulator
 	@bash scripts/test-metal.sh
@@ -44,6 +65,11 @@ bars: build $(STAMPS)/demo ## the speed that must hold, each bar with its figure
 
 docs: build $(STAMPS)/demo ## the documents' tables and charts, from the records in benchmarks/results
 	$(PY) benchmarks/publish.py
+
+instructions: build cross-tools ## count the instructions of the kernels' loops, for the record
+	$(PY) scripts/kernels_test.py
+	FUSEDOPS_TARGET=linux-aarch64 CXX=$(CURDIR)/build/cross/bin/aarch64-linux-gnu-g++ $(PY) scripts/kernels_test.py
+	$(PY) benchmarks/instructions.py --write
 
 peers: build $(STAMPS)/peers ## what bench compares with: ONNX Runtime, OpenVINO, JAX (0.8 GB installed)
 
@@ -77,12 +103,12 @@ $(STAMPS)/installed: $(SOURCES) $(STAMPS)/requirements
 	$(PIP) install --no-build-isolation --no-deps --editable .
 	@touch $@
 
-$(STAMPS)/lint $(STAMPS)/peers: $(STAMPS)/%: requirements/%.txt $(STAMPS)/requirements
+$(STAMPS)/lint $(STAMPS)/peers $(STAMPS)/wheels: $(STAMPS)/%: requirements/%.txt $(STAMPS)/requirements
 	$(PIP) install -c requirements/build.txt -r $<
 	@touch $@
 
-$(STAMPS)/test: $(addprefix requirements/, test.txt torchtune.txt demo.txt) $(STAMPS)/requirements
-	$(PIP) install -c requirements/build.txt -r requirements/test.txt
+$(STAMPS)/test: $(addprefix requirements/, test.txt torchtune.txt coreml.txt demo.txt) $(STAMPS)/requirements
+	$(PIP) install -c requirements/build.txt -r requirements/test.txt -r requirements/coreml.txt
 	$(PIP) install --no-deps -r requirements/torchtune.txt
 	@touch $@
 

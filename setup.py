@@ -45,6 +45,13 @@ WARNINGS = [
 ]
 KERNEL = ["-fno-exceptions", "-fno-rtti"]
 
+# Building for another machine: `linux-aarch64` or `macosx-14.0-arm64` in FUSEDOPS_TARGET, with CXX
+# a compiler for it, the folder of its torch in FUSEDOPS_TARGET_TORCH and its Python headers, of the
+# version that runs this, in FUSEDOPS_TARGET_PYTHON. scripts/wheel.sh does it.
+TARGET = os.environ.get("FUSEDOPS_TARGET", "")
+PLATFORM = TARGET or ("macosx" if sys.platform == "darwin" else sys.platform)
+MACHINE = TARGET.rpartition("-")[2] or platform.machine()
+
 
 def stop(message: str) -> None:
     """End the build with one line a user can act on."""
@@ -52,7 +59,7 @@ def stop(message: str) -> None:
 
 
 def torch_paths() -> tuple[Path, Path]:
-    """Include and library folders of the installed torch."""
+    """Include and library folders of this torch, or of the target's."""
     try:
         import torch
     except ImportError:
@@ -61,7 +68,7 @@ def torch_paths() -> tuple[Path, Path]:
         )
     if tuple(int(n) for n in torch.__version__.split(".")[:2]) < MINIMUM_TORCH:
         stop(f"building needs torch >= 2.10, found {torch.__version__}")
-    root = Path(torch.__file__).parent
+    root = Path(os.environ.get("FUSEDOPS_TARGET_TORCH", Path(torch.__file__).parent))
     return root / "include", root / "lib"
 
 
@@ -75,18 +82,46 @@ def compiler() -> str:
 
 
 def isa_rows() -> list[tuple[str, str, list[str]]]:
-    """(name, simd header, compiler flags) of the rows of csrc/isa.inc that fit this machine."""
+    """(name, simd header, compiler flags) of the rows of csrc/isa.inc that fit the machine."""
+    return isa_rows_of(MACHINE)
+
+
+def isa_rows_of(machine: str) -> list[tuple[str, str, list[str]]]:
+    """The rows that fit a machine, by the name that `uname -m` has for it."""
     arch = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "arm64", "arm64": "arm64"}.get(
-        platform.machine(), "any"
+        machine, "any"
     )
     rows = re.findall(
         r'^ISA\((\w+), (\w+), (\w+), "([^"]*)"\)', (CSRC / "isa.inc").read_text(), re.M
     )
+
+    def flags(row_arch: str, features: str) -> list[str]:
+        if row_arch == "arm64":
+            return ["-march=" + "+".join(features.split())]
+        return [f"-m{feature}" for feature in features.split()]
+
     return [
-        (name, header, [f"-m{feature}" for feature in features.split()])
+        (name, header, flags(row_arch, features))
         for name, row_arch, header, features in rows
         if row_arch in (arch, "any")
     ]
+
+
+def extension_suffix() -> str:
+    """What the file name of a module of this Python ends with, on the target."""
+    if not TARGET:
+        return str(sysconfig.get_config_var("EXT_SUFFIX"))
+    tag = f"cpython-{sys.version_info.major}{sys.version_info.minor}"
+    return (
+        f".{tag}-darwin.so" if PLATFORM.startswith("macosx") else f".{tag}-{MACHINE}-linux-gnu.so"
+    )
+
+
+def python_include() -> Path:
+    """The folder of Python.h, of this Python or of the target's."""
+    if TARGET:
+        return Path(os.environ["FUSEDOPS_TARGET_PYTHON"])
+    return Path(sysconfig.get_paths()["include"])
 
 
 def shader_source(folder: Path = METAL) -> str:
@@ -134,17 +169,21 @@ def embed_shaders() -> Path:
 class Ninja:
     """A build.ninja being written: one rule per kind of command."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, name: str = "build") -> None:
+        # One folder for editable installs, wheels and tests of a target: nothing twice.
+        self.folder = ROOT / "build" / (f"ninja-{TARGET}" if TARGET else "ninja")
+        self.file = f"{name}.ninja"
         self.lines = [
             "rule cxx\n  command = $cxx -MMD -MF $out.d $flags -c $in -o $out\n"
             "  depfile = $out.d\n  deps = gcc\n  description = compile $out",
             "rule link\n  command = $cxx -shared $in -o $out $flags\n  description = link $out",
+            "rule program\n  command = $cxx -static $in -o $out $flags\n  description = link $out",
         ]
 
     def compile(self, source: Path, tag: str, flags: list[str]) -> str:
         """Add one object; `tag` tells builds of one source apart."""
-        out = f"{tag}/{source.relative_to(CSRC).with_suffix('.o')}"
+        place = source.relative_to(CSRC) if source.is_relative_to(CSRC) else Path(source.name)
+        out = f"{tag}/{place.with_suffix('.o')}"
         self.lines.append(f"build {out}: cxx {_path(source)}\n  flags = {' '.join(flags)}")
         return out
 
@@ -155,18 +194,23 @@ class Ninja:
             f"build {_path(out)}: link {' '.join(objects)}{wait}\n  flags = {' '.join(flags)}"
         )
 
+    def program(self, out: str, objects: list[str], flags: list[str]) -> Path:
+        """Add one program that needs no library at run time."""
+        self.lines.append(f"build {out}: program {' '.join(objects)}\n  flags = {' '.join(flags)}")
+        return self.folder / out
+
     def run(self) -> None:
-        """Write build.ninja and bring everything up to date."""
+        """Write the file and bring everything up to date."""
         self.folder.mkdir(parents=True, exist_ok=True)
         text = f"cxx = {compiler()}\n" + "\n".join(self.lines) + "\n"
-        path = self.folder / "build.ninja"
+        path = self.folder / self.file
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
         try:
             import ninja
         except ImportError:
             stop("building needs ninja: pip install ninja")
-        command = [str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(self.folder)]
+        command = [str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(self.folder), "-f", self.file]
         if "MAX_JOBS" in os.environ:
             command += ["-j", os.environ["MAX_JOBS"]]
         if subprocess.call(command) != 0:
@@ -177,9 +221,37 @@ def _path(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-def mps_objects(build: Ninja, torch_flags: list[str]) -> list[str]:
+def torch_flags(include: Path) -> list[str]:
+    """What a source needs that includes torch's stable headers."""
+    return [
+        f"-isystem {_path(include)}",
+        f"-isystem {_path(include / 'torch/csrc/api/include')}",
+        f"-DTORCH_TARGET_VERSION={TORCH_TARGET}ULL",
+    ]
+
+
+def library_objects(build: Ninja, include: Path) -> list[str]:
+    """Compile what libfusedops is made of: the kernels once per ISA, everything else once."""
+    kernels = [
+        build.compile(source, f"isa_{name}", COMMON + WARNINGS + KERNEL + isa_flags)
+        for name, header, flags in isa_rows()
+        for isa_flags in [[*flags, *isa_defines(name, header)]]
+        for source in sorted((CSRC / "kernels").glob("*.cpp"))
+    ]
+    return kernels + [
+        build.compile(source, "core", COMMON + WARNINGS + torch_flags(include))
+        for source in sorted(CSRC.glob("*.cpp")) + sorted((CSRC / "ops").glob("*.cpp"))
+    ]
+
+
+def isa_defines(name: str, header: str) -> list[str]:
+    """What tells a source which ISA it is compiled for."""
+    return [f"-DFUSEDOPS_ISA={name}", f"'-DFUSEDOPS_SIMD_HEADER=\"{header}.h\"'"]
+
+
+def mps_objects(build: Ninja, include: Path) -> list[str]:
     """Compile the host side of the Metal kernels: plain C++ on every system."""
-    flags = [*COMMON, *WARNINGS, *torch_flags, f"-I{_path(embed_shaders())}"]
+    flags = [*COMMON, *WARNINGS, *torch_flags(include), f"-I{_path(embed_shaders())}"]
     return [build.compile(source, "core", flags) for source in sorted((CSRC / "mps").glob("*.cpp"))]
 
 
@@ -207,65 +279,62 @@ class BuildBinaries(build_ext):
 
         package = ROOT / "fusedops" if self.inplace else Path(self.build_lib).resolve() / "fusedops"
         package.mkdir(parents=True, exist_ok=True)
-        build = Ninja(
-            ROOT / "build/ninja"
-        )  # one folder for editable installs and wheels: nothing twice
-        mac = sys.platform == "darwin"
+        build = Ninja()
+        mac = PLATFORM.startswith("macosx")
 
-        torch_flags = [
-            f"-isystem {_path(include)}",
-            f"-isystem {_path(include / 'torch/csrc/api/include')}",
-            f"-DTORCH_TARGET_VERSION={TORCH_TARGET}ULL",
-        ]
-        objects = [
-            build.compile(
-                source,
-                f"isa_{name}",
-                COMMON
-                + WARNINGS
-                + KERNEL
-                + flags
-                + [
-                    f"-DFUSEDOPS_ISA={name}",
-                    f"'-DFUSEDOPS_SIMD_HEADER=\"{header}.h\"'",
-                ],
-            )
-            for name, header, flags in isa_rows()
-            for source in sorted((CSRC / "kernels").glob("*.cpp"))
-        ]
-        objects += [
-            build.compile(source, "core", COMMON + WARNINGS + torch_flags)
-            for source in sorted(CSRC.glob("*.cpp")) + sorted((CSRC / "ops").glob("*.cpp"))
-        ]
+        objects = library_objects(build, include)
         if mac:
-            objects += mps_objects(build, torch_flags)
+            objects += mps_objects(build, include)
         elif os.environ.get("FUSEDOPS_EMULATED_MPS") == "1":
-            link_emulated(build, mps_objects(build, torch_flags), lib)
+            link_emulated(build, mps_objects(build, include), lib)
         library = package / ("libfusedops.dylib" if mac else "libfusedops.so")
-        name_flag = (
-            "-Wl,-install_name,@rpath/libfusedops.dylib" if mac else "-Wl,-soname,libfusedops.so"
+        name_flag = "-Wl,-install_name,@rpath/" if mac else "-Wl,-soname,"
+        strict = (
+            ["-Wl,-rpath,@loader_path/../torch/lib"]
+            if mac
+            else ["-Wl,--no-undefined", "-Wl,--as-needed", "-Wl,--gc-sections"]
         )
-        strict = [] if mac else ["-Wl,--no-undefined", "-Wl,--as-needed", "-Wl,--gc-sections"]
-        build.link(library, objects, [name_flag, *strict, f"-L{_path(lib)}", "-ltorch_cpu", "-lm"])
+        build.link(
+            library,
+            objects,
+            [f"{name_flag}{library.name}", *strict, f"-L{_path(lib)}", "-ltorch_cpu", "-lm"],
+        )
 
         python = [
-            f"-isystem {_path(Path(sysconfig.get_paths()['include']))}",
+            f"-isystem {_path(python_include())}",
             f"-isystem {_path(Path(pybind11.get_include()))}",
         ]
-        module = package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+        if TARGET:  # Debian's Python.h includes a header of its machine by a path from there
+            python.append(f"-idirafter {_path(python_include().parent)}")
+        module = package / f"_C{extension_suffix()}"
         origin = "@loader_path" if mac else "'$$ORIGIN'"
         build.link(
             module,
             [
-                build.compile(source, "python", COMMON + WARNINGS + python)
-                for source in sorted((CSRC / "python").glob("*.cpp"))
+                *(
+                    build.compile(source, "python", COMMON + WARNINGS + python)
+                    for source in sorted((CSRC / "python").glob("*.cpp"))
+                ),
+                *[name for name in objects if name == "core/floor.o"],
             ],
             [f"-L{_path(package)}", "-lfusedops", f"-Wl,-rpath,{origin}"]
-            + (["-undefined dynamic_lookup"] if mac else ["-Wl,--allow-shlib-undefined"]),
+            + (
+                [f"{name_flag}{module.name}", "-undefined dynamic_lookup"]
+                if mac
+                else ["-Wl,--allow-shlib-undefined"]
+            ),
             after=_path(library),
         )
         build.run()
 
 
 if __name__ == "__main__":
-    setup(ext_modules=[Extension("fusedops._C", [])], cmdclass={"build_ext": BuildBinaries})
+    options = {}
+    if TARGET:  # its files are never packed with another's
+        options["build"] = {"build_base": f"build/wheel-{TARGET}"}
+        options["bdist_wheel"] = {"plat_name": TARGET.replace("-", "_").replace(".", "_")}
+    setup(
+        ext_modules=[Extension("fusedops._C", [])],
+        cmdclass={"build_ext": BuildBinaries},
+        options=options,
+    )

@@ -2,7 +2,7 @@
 
     python benchmarks/backward.py [bf16,f32] [N,K] [rows,...]
 
-Where the op lets PyTorch multiply (csrc/ops/linear_backward.cpp) the ratio is about 1. float16 is
+Where the table lets PyTorch multiply (docs/autotune.md) the ratio is about 1. float16 is
 not timed against PyTorch by default: its matmul of such a layer takes seconds.
 """
 

@@ -239,7 +239,8 @@ def _ops_block(record: Record, results: Sequence[Result]) -> str:
 
 def _calls_block(results: Sequence[Result]) -> str:
     tables = [report.case_table(result, calls.SUBJECT, rivals=False) for result in results]
-    return "\n\n".join(text.rstrip() for text in tables) or "No calls are on record."
+    tables.append(calls.text(results))
+    return "\n\n".join(text.rstrip() for text in tables if text) or "No calls are on record."
 
 
 def _machines_block(records: Sequence[Record]) -> str:
@@ -254,7 +255,7 @@ def _bars_block(record: Record) -> str:
     """Each bar with its figure: the median of all runs of its case that have what it compares."""
     runs = _runs(record)
     threads = max((case.threads for case in runs), default=1)
-    every = [name for name in PEERS if name != "fusedops"]
+    every = [name for name in PEERS if name not in report.OURS]
     checks = []
     for case, wanted in bars.grouped("*", SPECS, threads, record.machine["isa"]).items():
         for check in wanted:

@@ -8,6 +8,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 namespace fusedops {
@@ -55,6 +59,47 @@ bool has(const std::string& name) {
            (r[f.reg] >> f.bit & 1) && (enabled_state() & f.state) == f.state;
   }
   return false;  // a feature nobody taught this file to probe is never used
+}
+#elif defined(__aarch64__)
+// What the system reports: a bit of the Linux auxiliary vector's word, or a sysctl of macOS.
+struct Feature {
+  const char* name;
+  int word, bit;
+  const char* sysctl;
+};
+constexpr int kHwcap = 16, kHwcap2 = 26;  // AT_HWCAP and AT_HWCAP2
+// armv8.2-a is a flag of the compiler that adds what 8.1 made mandatory.
+constexpr Feature kFeatures[] = {
+    {"armv8-a", kHwcap, 1, "hw.optional.AdvSIMD"},
+    {"armv8.2-a", kHwcap, 7, "hw.optional.armv8_crc32"},
+    {"armv8.2-a", kHwcap, 8, "hw.optional.arm.FEAT_LSE"},
+    {"armv8.2-a", kHwcap, 12, "hw.optional.arm.FEAT_RDM"},
+    {"fp16", kHwcap, 9, "hw.optional.arm.FEAT_FP16"},
+    {"fp16", kHwcap, 10, "hw.optional.arm.FEAT_FP16"},
+    {"fp16fml", kHwcap, 23, "hw.optional.arm.FEAT_FHM"},
+    {"dotprod", kHwcap, 20, "hw.optional.arm.FEAT_DotProd"},
+    {"bf16", kHwcap2, 14, "hw.optional.arm.FEAT_BF16"},
+    {"i8mm", kHwcap2, 13, "hw.optional.arm.FEAT_I8MM"},
+};
+
+bool reported(const Feature& f) {
+#if defined(__APPLE__)
+  int value = 0;
+  size_t size = sizeof(value);
+  return sysctlbyname(f.sysctl, &value, &size, nullptr, 0) == 0 && value != 0;
+#else
+  return getauxval(f.word) >> f.bit & 1;
+#endif
+}
+
+bool has(const std::string& name) {
+  bool known = false;
+  for (const Feature& f : kFeatures) {
+    if (name != f.name) continue;
+    if (!reported(f)) return false;
+    known = true;
+  }
+  return known;
 }
 #else
 bool has(const std::string&) { return false; }
@@ -127,6 +172,9 @@ namespace isa {
 std::vector<std::string> compiled() { return names(false); }
 std::vector<std::string> supported() { return names(true); }
 std::string current() { return current_row().load()->name; }
+size_t index() {
+  return static_cast<size_t>(current_row().load(std::memory_order_relaxed) - rows().data());
+}
 void use(const std::string& name) { current_row().store(&find(name)); }
 }  // namespace isa
 

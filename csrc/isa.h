@@ -17,6 +17,7 @@ namespace isa {
 FUSEDOPS_API std::vector<std::string> compiled();   // best first
 FUSEDOPS_API std::vector<std::string> supported();  // of those, what this CPU and system run
 FUSEDOPS_API std::string current();
+FUSEDOPS_API size_t index();                     // of that one among the compiled
 FUSEDOPS_API void use(const std::string& name);  // throws for an unknown or unsupported name
 }  // namespace isa
 

@@ -46,7 +46,8 @@ constexpr int64_t kHugePage = 2 << 20;
 // Memory from the system, aligned for huge pages; its pages come with their first touch.
 class Fresh {
  public:
-  Fresh(const char* op, int64_t bytes, bool huge) : bytes_(static_cast<size_t>(bytes + kHugePage)) {
+  Fresh(const char* op, int64_t bytes, [[maybe_unused]] bool huge)
+      : bytes_(static_cast<size_t>(bytes + kHugePage)) {
     start_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (start_ == MAP_FAILED)
       fail(op, "memory for the buffers must be available but got ", bytes, " bytes refused");

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch as _torch  # noqa: F401 - first: the extension links to torch's libraries
 
-from fusedops import isa
+from fusedops import backend, isa
 from fusedops.ops import (
     gelu,
     gelu_linear,
@@ -22,8 +22,11 @@ from fusedops.ops import (
 __version__ = "0.1.0"
 __all__ = [
     "PackedLinear",
+    "autotune",
+    "backend",
     "bench",
     "compat",
+    "coreml",
     "deterministic",
     "doctor",
     "freeze",
@@ -50,9 +53,12 @@ __all__ = [
 ]
 
 # Loaded at their first use: modules, and the functions and types that are not ops.
-_MODULES = frozenset({"bench", "compat", "ladder", "mps", "nn", "plan", "reference", "testing"})
+_MODULES = frozenset(
+    {"bench", "compat", "coreml", "ladder", "mps", "nn", "plan", "reference", "testing"}
+)
 _FUNCTIONS = {
     "PackedLinear": "fusedops.ops.packed",
+    "autotune": "fusedops.tuning",
     "deterministic": "fusedops.determinism",
     "doctor": "fusedops.diagnosis",
     "freeze": "fusedops.freezing",
@@ -74,3 +80,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+from fusedops import choice as _choice  # noqa: E402 - it asks for the version
+
+_choice.load()

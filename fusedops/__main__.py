@@ -1,4 +1,4 @@
-"""``python -m fusedops``: info, verify, bench."""
+"""``python -m fusedops``: info, verify, bench, autotune, selftest."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import fusedops
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     # What a command needs is imported here: importing fusedops stays cheap.
+    from fusedops import tuning
     from fusedops.bench import cli as bench
     from fusedops.bench import info
+    from fusedops.selftest import cli as selftest
     from fusedops.verification import cli as verify
 
     parser = argparse.ArgumentParser(prog="fusedops", description=fusedops.__doc__)
@@ -22,12 +24,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("info", help="CPU, instruction sets, threads, torch and measured limits")
     verify.add_parser(commands)
     bench.add_parser(commands)
+    tuning.add_parser(commands)
+    selftest.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
         if options.command == "info":
             sys.stdout.write(info.text())
             return 0
-        return int((verify if options.command == "verify" else bench).run(options))
+        parts = {"verify": verify, "bench": bench, "autotune": tuning, "selftest": selftest}
+        return int(parts[options.command].run(options))
     except BrokenPipeError:  # the reader of our output has gone: nothing to say and nobody to hear
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import warnings
@@ -38,6 +39,11 @@ _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
 transform_level = torch._C._functorch.maybe_current_level
 _tracing = torch._C._get_tracing_state  # of torch.jit.trace
+# Of make_fx, which records all that the op is called with, and with pre_dispatch=True has no mode.
+proxy_mode = functools.partial(torch._C._get_dispatch_mode, torch._C._TorchDispatchModeKey.PROXY)
+is_before_dispatch = functools.partial(
+    torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch
+)
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -215,9 +221,7 @@ def register_fallback(name: str, formula: Callable[..., Any]) -> None:
         _require_one_device(name, args)
         tensors = [a for a in args if isinstance(a, Tensor)]
         device = tensors[0].device.type
-        for t in tensors:
-            if t.layout != torch.strided:
-                raise RuntimeError(f"[{op}] tensors must be strided but got {t.layout}")
+        _require_strided(name, tensors)
         if os.environ.get("FUSEDOPS_STRICT") == "1":
             raise RuntimeError(
                 f"[{op}] device must be one with a kernel (cpu) under FUSEDOPS_STRICT=1 "
@@ -238,8 +242,10 @@ def register_cpu_only(name: str) -> None:
     """Make ``fusedops::name`` say on other devices that it has no formula to fall back to."""
 
     def refuse(*args: Any) -> Any:
+        tensors = [a for a in args if isinstance(a, Tensor)]
         _require_one_device(name, args)
-        device = next(a.device for a in args if isinstance(a, Tensor))
+        _require_strided(name, tensors)
+        device = tensors[0].device
         raise RuntimeError(
             f"[{_public_name(name)}] a packed weight must be on the CPU but got {device}"
         )
@@ -254,6 +260,12 @@ def _public_name(name: str) -> str:
     return name
 
 
+def _require_strided(name: str, tensors: Sequence[Tensor]) -> None:
+    for t in tensors:
+        if t.layout != torch.strided:
+            raise RuntimeError(f"[{_public_name(name)}] tensors must be strided but got {t.layout}")
+
+
 def _require_one_device(name: str, args: tuple[Any, ...]) -> None:
     """A mix of devices goes to whichever ranks highest, the meta device above all."""
     devices = sorted({str(a.device) for a in args if isinstance(a, Tensor)})
@@ -261,6 +273,17 @@ def _require_one_device(name: str, args: tuple[Any, ...]) -> None:
         raise RuntimeError(
             f"[{_public_name(name)}] tensors must be on one device but got {' and '.join(devices)}"
         )
+
+
+def refuse_others(op: str, **arguments: Any) -> None:
+    """Fail if an argument is no tensor; bias and out may be None.
+
+    Asked where a call has failed: to ask it of every call would cost too much.
+    """
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor) and (value is not None or name not in ("bias", "out")):
+            got = type(value).__name__
+            raise RuntimeError(f"[{op}] {name} must be a torch.Tensor but got {got}") from None
 
 
 def refuse_negated(op: str, what: str, *tensors: Tensor) -> None:

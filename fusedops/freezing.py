@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from fusedops import _C
-from fusedops._library import DTYPE_NAMES, ops, transform_level
+from fusedops._library import DTYPE_NAMES, is_before_dispatch, ops, proxy_mode, transform_level
 from fusedops.ops.layer import autocast
 
 __all__ = ["Packing", "freeze", "unfreeze"]
@@ -29,8 +29,7 @@ def freeze(module: _M) -> _M:
     """Let every :class:`fusedops.nn.GELULinear` in module keep its weight packed between calls.
 
     The first call that needs no gradient packs the weight, which takes as much memory again; later
-    ones read the packing. A call looks first whether it still fits, in less than a microsecond, and
-    packs again when the weight
+    ones read the packing. A call looks first whether it still fits, and packs again when the weight
 
     - was written (its version counter moved) or stepped by any ``torch.optim`` optimizer,
     - is another parameter (assigned, loaded with ``assign=True``, lent by ``functional_call``),
@@ -47,10 +46,10 @@ def freeze(module: _M) -> _M:
     again after such a write, or do not freeze: a module that is not frozen keeps nothing.
 
     The weight as it is serves where autograd records, under ``torch.func`` transforms, in
-    ``torch.jit.trace``, where the weight is computed at each call (``parametrize``, pruning) or
-    is a tensor that ``functional_call`` lends, and on other devices. So it does in
-    ``torch.compile`` and ``torch.export``: their guards cannot see a version counter. There,
-    :func:`fusedops.pack_linear` packs by hand.
+    ``torch.jit.trace`` and ``make_fx``, where the weight is computed at each call
+    (``parametrize``, pruning) or is a tensor that ``functional_call`` lends, and on other devices.
+    So it does in ``torch.compile`` and ``torch.export``: their guards cannot see a version counter.
+    There, :func:`fusedops.pack_linear` packs by hand.
 
     A layer with a ``weight_dtype`` holds its weight in that form already: freezing changes nothing.
 
@@ -113,23 +112,25 @@ class Packing:
     Copies and pickles are empty: a copy packs its own weight.
     """
 
-    __slots__ = ("__weakref__", "_kept")
+    __slots__ = ("__weakref__", "_forgotten", "_kept")
 
     def __init__(self) -> None:
         # Replaced as a whole: threads that share the module see the old one or the new one.
         self._kept = _NOTHING
-        _packings.add(self)
+        self._forgotten = object()  # another one at each forget
+        _packings[id(self)] = self
 
     def __reduce__(self) -> tuple[type[Packing], tuple[()]]:
         return Packing, ()
 
-    def forget(self) -> None:
-        """Pack again at the next call."""
-        self._kept = _NOTHING
+    def forget(self, weights: set[int] | None = None) -> None:
+        """Pack again at the next call; with weights, ids, if one of them was packed.
 
-    def was_made_of(self, weights: set[int]) -> bool:
-        """Whether the weight is one of these, given by id."""
-        return id(self._kept[0]) in weights
+        What another thread is packing meanwhile is not kept, whatever its weight is.
+        """
+        self._forgotten = object()
+        if weights is None or id(self._kept[0]) in weights:
+            self._kept = _NOTHING
 
     def arguments(self, module: torch.nn.Module, input: Tensor) -> tuple[Any, ...] | None:
         """Those of a packed op: input, packed, bias, out_features. None: use the plain weight."""
@@ -141,11 +142,14 @@ class Packing:
         # No subclass, no proxy, and no plain tensor, which functional_call lends for one call.
         if type(weight) is not Parameter or type(input) not in _PLAIN:
             return None
-        # What is_plain asks, and jit.trace: a call of it would cost as much as the rest.
+        # What is_plain asks, and make_fx, whose graph would keep the bytes of now: a call of it
+        # would cost as much as the rest.
         if (
             transform_level() is not None
             or forward_ad._current_level >= 0
             or _tracing() is not None
+            or proxy_mode() is not None
+            or is_before_dispatch()
         ):
             return None
         if _is_grad_enabled() and (
@@ -158,17 +162,23 @@ class Packing:
             cast = torch.get_autocast_dtype("cpu")
         _, is_same, wanted, packed, out_features = self._kept
         if cast is not wanted or not is_same(weight):
-            _, _, _, packed, out_features = self._kept = self._pack(weight, cast)
+            _, _, _, packed, out_features = self._pack(weight, cast)
         return None if packed is None else (input, packed, bias, out_features)
 
     def _pack(self, weight: Parameter, cast: torch.dtype | None) -> tuple[Any, ...]:
+        forgotten = self._forgotten
         self._kept = _NOTHING  # before there are two packings
         if not weight.is_cpu or weight.dtype not in DTYPE_NAMES or weight.dim() != 2:
             return _NOTHING  # of these the plain path knows what to do or to say
         is_same = _C.snapshot(weight)
         with torch.no_grad():
             (values,) = (weight,) if cast is None else autocast(weight)
-            return weight, is_same, cast, ops.linear_pack(values), weight.shape[0]
+            kept = weight, is_same, cast, ops.linear_pack(values), weight.shape[0]
+        self._kept = kept
+        # In this order: a forget that comes after the question finds what is kept.
+        if self._forgotten is not forgotten:
+            self._kept = _NOTHING
+        return kept
 
 
 def _never(weight: Tensor) -> bool:
@@ -178,17 +188,19 @@ def _never(weight: Tensor) -> bool:
 # weight, is it the same, autocast's dtype, packed, out_features
 _NOTHING: tuple[Any, ...] = (None, _never, None, None, 0)
 _PLAIN = (Tensor, Parameter)
-_packings: weakref.WeakSet[Packing] = weakref.WeakSet()
+# By id. A WeakSet cannot be listed while another thread adds to it.
+_packings: weakref.WeakValueDictionary[int, Packing] = weakref.WeakValueDictionary()
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Fused optimizers, and those that write to ``.data``, move no version counter."""
-    packings = list(_packings)
+    packings = _packings.valuerefs()
     if packings:
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for packing in packings:
-            if packing.was_made_of(stepped):
-                packing.forget()
+        for reference in packings:
+            packing = reference()
+            if packing is not None:
+                packing.forget(stepped)
 
 
 register_optimizer_step_post_hook(_after_step)

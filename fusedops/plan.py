@@ -13,7 +13,6 @@ time. It can be copied, which returns it, and not pickled.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +23,14 @@ from torch.autograd import forward_ad
 
 import fusedops
 from fusedops import _C
-from fusedops._library import DTYPE_NAMES, SHORT_NAMES, count_write, transform_level
+from fusedops._library import (
+    DTYPE_NAMES,
+    SHORT_NAMES,
+    count_write,
+    is_before_dispatch,
+    proxy_mode,
+    transform_level,
+)
 from fusedops.ops.gelu import require_approximate
 from fusedops.ops.packed import require_weight
 
@@ -41,12 +47,8 @@ _TOOLS: dict[str, Any] = {
     "is_inference_mode_enabled": torch.is_inference_mode_enabled,
     "transform_level": transform_level,
     "tracing_state": torch._C._get_tracing_state,  # of torch.jit.trace
-    "proxy_mode": functools.partial(  # of make_fx
-        torch._C._get_dispatch_mode, torch._C._TorchDispatchModeKey.PROXY
-    ),
-    "is_before_dispatch": functools.partial(  # make_fx(pre_dispatch=True) has no such mode
-        torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch
-    ),
+    "proxy_mode": proxy_mode,
+    "is_before_dispatch": is_before_dispatch,
     "empty_like": torch.empty_like,
     "count_write": count_write,
 }
@@ -88,17 +90,19 @@ def gelu_linear(
     require_weight(op, weight, bias, dtype)
     _need(op, weight.is_cpu, "weight must be on the CPU", weight.device)
     require_approximate(op, approximate)
-    lead: tuple[Any, ...] = (rows,) if isinstance(rows, int) else tuple(rows)
+    given: Any = (rows,) if isinstance(rows, int) else rows  # whatever the annotation asks
+    lead: tuple[Any, ...] = tuple(given) if isinstance(given, Sequence) else (rows,)
     sizes = all(isinstance(n, int) and n >= 0 for n in lead)
     _need(op, sizes, "rows must be a size or a sequence of sizes", repr(rows))
     most = torch.get_num_threads()
-    threads = most if threads is None else threads
-    _need(op, 1 <= threads <= most, f"threads must be in [1, {most}] (torch's)", threads)
+    asked: Any = most if threads is None else threads
+    fits = isinstance(asked, int) and 1 <= asked <= most
+    _need(op, fits, f"threads must be in [1, {most}] (torch's)", asked)
     n, k = weight.shape
     with torch.no_grad():
-        weight = weight.detach().to(dtype).contiguous().resolve_neg()
+        weight = _readable(op, "weight", weight, dtype)
         if bias is not None:
-            bias = bias.detach().to(weight.dtype).contiguous().resolve_neg()
+            bias = _readable(op, "bias", bias, weight.dtype)
         like = torch.empty((*lead, n), dtype=weight.dtype, device="cpu")
     return _C.linear_plan(
         _given(op, (*lead, k), like),
@@ -109,7 +113,7 @@ def gelu_linear(
         k,
         SHORT_NAMES[weight.dtype],
         approximate,
-        threads,
+        asked,
     )
 
 
@@ -153,14 +157,17 @@ def rope(
         form: dict[str, Any] = {"layout": layout, "interleaved": interleaved}
         form["conjugate"] = conjugate
         fusedops.rope(like, cos, sin, position_ids, offset=offset, **form)  # all of its checks
-        tables = [t.detach().contiguous().resolve_neg() for t in (cos, sin)]
-        ids = None if position_ids is None else position_ids.to(torch.int64).contiguous()
+        cos = _readable("plan.rope", "cos", cos)
+        sin = _readable("plan.rope", "sin", sin)
+        ids = position_ids
+        if ids is not None:
+            ids = _readable("plan.rope", "position_ids", ids, torch.int64)
     first, second = (-2, -3) if layout == "bshd" else (-3, -2)
     batch = like.shape[0] if like.dim() == 4 else 1
     return _C.rope_plan(
         _given("plan.rope", like.shape, like),
-        tables[0].data_ptr(),
-        tables[1].data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
         0 if ids is None else ids.data_ptr(),
         (batch, like.shape[first], like.shape[second], like.shape[-1]),
         cos.shape[-1],
@@ -174,6 +181,15 @@ def rope(
         interleaved,
         conjugate,
     )
+
+
+def _readable(op: str, name: str, t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The elements of t, contiguous, in memory that the binary can read."""
+    t = t.detach().to(dtype).contiguous().resolve_neg()
+    if t.numel() > 0 and t.data_ptr() == 0:
+        t = t.clone()  # a ZeroTensor has no memory, and its clone has
+        _need(op, t.data_ptr() != 0, f"{name} must have memory", "a tensor without")
+    return t
 
 
 def _given(op: str, shape: Sequence[int], like: Tensor) -> dict[str, Any]:

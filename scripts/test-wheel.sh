@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Build the wheel, install it into an environment of its own and run the fast lane there, far from
-# the sources. The dependencies are those of .venv, by path: only fusedops is installed anew.
+# Build and audit this machine's wheel, install it into an environment of its own and run the fast lane
+# there, far from the sources. The dependencies are those of .venv, by path: only fusedops is installed anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,13 +10,12 @@ trap 'rm -rf "$work"' EXIT
 pip() { "$python" -m pip --quiet --disable-pip-version-check "$@"; }
 site() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
-echo "wheel: build"
-rm -rf build/lib* # setuptools would pack what an earlier build left there
-pip wheel --no-build-isolation --no-deps --wheel-dir "$work/dist" .
+bash scripts/wheel.sh
+wheel=$(ls -t dist/*.whl | head -1)
 
-echo "wheel: install $(basename "$work"/dist/*.whl)"
+echo "wheel: install $wheel"
 "$python" -m venv --without-pip "$work/venv"
-pip --python "$work/venv/bin/python" install --no-deps "$work"/dist/*.whl
+pip --python "$work/venv/bin/python" install --no-deps "$wheel"
 # A path in a .pth file is searched but its own .pth files are not read: the editable install of
 # .venv stays invisible.
 site "$python" >"$(site "$work/venv/bin/python")/dependencies.pth"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).with_name("metal")))
 import lane
 
 lane.prepare()
+# What somebody's autotune stored is no part of what is tested; before the import that reads it.
+os.environ.setdefault("FUSEDOPS_AUTOTUNE", "0")
 
 import fusedops  # noqa: E402
 
@@ -28,16 +31,27 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _device() -> Iterator[None]:
+    if lane.DEVICE == "cpu":  # naming the default makes it a mode that sees every call
+        yield
+        return
     torch.set_default_device(lane.DEVICE)
     yield
     torch.set_default_device(None)
 
 
-# Which instruction set the CPU uses makes no difference to another device.
-_ISAS = fusedops.isa.supported() if lane.DEVICE == "cpu" else (fusedops.isa.current(),)
+def _isas() -> list[str]:
+    """The instruction sets of this machine, or those of them that FUSEDOPS_TEST_ISA names."""
+    if lane.DEVICE != "cpu":  # which of the CPU's is in use makes no difference
+        return [fusedops.isa.current()]
+    only = os.environ.get("FUSEDOPS_TEST_ISA", "")
+    chosen = only.split(",") if only else [*fusedops.isa.supported()]
+    for name in chosen:
+        with fusedops.isa.use(name):
+            pass  # an error for what this machine does not have
+    return chosen
 
 
-@pytest.fixture(params=_ISAS)
+@pytest.fixture(params=_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every instruction set of this machine in turn, in force for the test and undone after it."""
     name: str = request.param

@@ -1,5 +1,5 @@
-// The vector contract of csrc/simd/simd.h, for the ISA this is compiled for. Run by test_simd.py; prints
-// what is wrong and exits 1.
+// The vector contract of csrc/simd/simd.h, for the ISA this is compiled for. Part of kernels_test;
+// prints what is wrong.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -12,10 +12,9 @@ using namespace fusedops::FUSEDOPS_ISA;
 
 static int failures = 0;
 
-#define EXPECT(condition)                                      \
-  do {                                                         \
-    if (!(condition) && ++failures <= 20)                      \
-      std::printf("line %d: %s\n", __LINE__, #condition);      \
+#define EXPECT(condition)                                                                     \
+  do {                                                                                        \
+    if (!(condition) && ++failures <= 20) std::printf("line %d: %s\n", __LINE__, #condition); \
   } while (0)
 
 template <class To, class From>
@@ -69,7 +68,8 @@ static void check_arithmetic() {
            for (int i = 0; i < N; i++) a[i] = static_cast<T>(i);
            return a;
          }())) == static_cast<T>(N * (N - 1) / 2));
-  // The product of these two differs from the third by less than a rounding: only a fused sum sees it.
+  // The product of these two differs from the third by less than a rounding: only a fused sum sees
+  // it.
   const T u = 1 + (sizeof(T) == 4 ? T(0x1p-12) : T(0x1p-27));
   store(e, fma(set1<V>(u), set1<V>(u), set1<V>(-(u * u))));
   EXPECT(e[N - 1] == std::fma(u, u, -(u * u)));
@@ -96,7 +96,8 @@ static void check_arithmetic() {
 static void check_lookup() {
   float table[16], u[32], out[32];
   for (int i = 0; i < 16; i++) table[i] = 100.f + static_cast<float>(i);
-  for (int i = 0; i < 32; i++) u[i] = std::ldexp(1.2f + 0.25f * static_cast<float>(i % 4), i / 4 - 3);
+  for (int i = 0; i < 32; i++)
+    u[i] = std::ldexp(1.2f + 0.25f * static_cast<float>(i % 4), i / 4 - 3);
   for (int b = 0; b < 32; b += Vf::N) store(out + b, lookup16(table, entry16(load<Vf>(u + b))));
   for (int i = 0; i < 32; i++) EXPECT(out[i] == 100 + static_cast<float>(i % 16));
   float e[Vf::N];
@@ -155,7 +156,8 @@ static float value_of_bf16(uint16_t u) { return bits_of<float>(static_cast<uint3
 static float value_of_f16(uint16_t u) {
   if (u >= 0x7c00) return u == 0x7c00 ? INFINITY : NAN;
   const int exponent = u >> 10, fraction = u & 1023;
-  return static_cast<float>(exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24));
+  return static_cast<float>(exponent ? std::ldexp(1024 + fraction, exponent - 25)
+                                     : std::ldexp(fraction, -24));
 }
 
 static void check_rounding() {
@@ -163,7 +165,9 @@ static void check_rounding() {
   for (int i = 0; i < 200000; i++) {
     seed = seed * 1664525u + 1013904223u;
     float x = bits_of<float>(seed);
-    if (i % 2) x = std::ldexp(1.f + static_cast<float>(seed >> 9) * 0x1p-23f, static_cast<int>(seed % 44) - 27);
+    if (i % 2)
+      x = std::ldexp(1.f + static_cast<float>(seed >> 9) * 0x1p-23f,
+                     static_cast<int>(seed % 44) - 27);
     if (std::isnan(x)) continue;
     float in[Vf::N];
     for (float& lane : in) lane = x;
@@ -184,7 +188,8 @@ static void check_fma() {
     store(out, fma(load<Vf>(a), load<Vf>(b), load<Vf>(c)));
     for (int i = 0; i < Vf::N; i++) {
       const float exact = std::fma(a[i], b[i], c[i]);
-      EXPECT(bits_of<uint32_t>(out[i]) == bits_of<uint32_t>(exact) || (std::isnan(out[i]) && std::isnan(exact)));
+      EXPECT(bits_of<uint32_t>(out[i]) == bits_of<uint32_t>(exact) ||
+             (std::isnan(out[i]) && std::isnan(exact)));
     }
   };
   const float near = 1 + 0x1p-12f;
@@ -220,7 +225,8 @@ static void check_bytes() {
       x[i] = round < 2 ? 255 : static_cast<uint8_t>(random());
       y[i] = static_cast<int8_t>(round < 2 ? 127 - 255 * round : random());
     }
-    for (int i = 0; i < Vf::N; i++) start[i] = static_cast<int32_t>(random()) * (round % 3 - 1) * 65536;
+    for (int i = 0; i < Vf::N; i++)
+      start[i] = static_cast<int32_t>(random()) * (round % 3 - 1) * 65536;
     const Vi acc = load_ints(start), all = dot_quads(acc, load_bytes(x), load_bytes(y));
     const int n = round % (bytes + 1);
     const Vi some = dot_quads(acc, load_bytes_n(x, n), load_bytes(y));
@@ -261,7 +267,8 @@ static void check_two() {
     for (lane& x : in) {
       seed = seed * 1664525u + 1013904223u;
       // Every bit pattern, among them subnormals; and a zero now and then.
-      x = seed % 16 == 0 ? 0 : static_cast<lane>(bits_of<float>(round % 2 ? seed : seed & 0x80ffffffu));
+      x = seed % 16 == 0 ? 0
+                         : static_cast<lane>(bits_of<float>(round % 2 ? seed : seed & 0x80ffffffu));
       if (std::isnan(x)) x = 1;
     }
     store(twice, load<V>(in)), store(twice + N, load<V>(in + N));
@@ -281,7 +288,69 @@ static void check_two() {
   }
 }
 
-int main() {
+#ifdef FUSEDOPS_BF16_DOT
+// Small integers: no sum of them is rounded, in whatever order.
+static void check_bf16_pairs() {
+  bf16 a[2 * Vf::N], b[2 * Vf::N];
+  float acc[Vf::N], out[Vf::N];
+  const auto bits = [](int i) {
+    return bf16{static_cast<uint16_t>(bits_of<uint32_t>(static_cast<float>(i)) >> 16)};
+  };
+  for (int n = 0; n <= 2 * Vf::N; n++) {
+    for (int i = 0; i < 2 * Vf::N; i++) a[i] = bits(i % 7 - 3), b[i] = bits(i % 5 + 1);
+    for (int i = 0; i < Vf::N; i++) acc[i] = static_cast<float>(i);
+    const auto product = [n](int i) { return i < n ? (i % 7 - 3) * (i % 5 + 1) : 0; };
+    store(out, dot_pairs(load<Vf>(acc), load_pairs_n(a, n), load_pairs(b)));
+    for (int i = 0; i < Vf::N; i++) {
+      const int exact = i + product(2 * i) + product(2 * i + 1);
+      EXPECT(out[i] == static_cast<float>(exact));
+    }
+  }
+  for (int i = 0; i < 3; i++) {
+    const auto pairs = factors<Vf, 3>(reinterpret_cast<const float*>(a));
+    store(out, dot_pairs(load<Vf>(acc), factor<Vf>(pairs, i), load_pairs(b)));
+    const int first = (2 * i) % 7 - 3, second = (2 * i + 1) % 7 - 3;
+    for (int j = 0; j < Vf::N; j++) {
+      const int exact = j + first * (2 * j % 5 + 1) + second * ((2 * j + 1) % 5 + 1);
+      EXPECT(out[j] == static_cast<float>(exact));
+    }
+  }
+}
+#endif
+
+#ifdef FUSEDOPS_F16_DOT
+static void check_f16_pairs() {
+  f16 a[2 * Vf::N], b[2 * Vf::N];
+  float acc[Vf::N], out[Vf::N];
+  constexpr uint16_t integers[] = {0, 0x3c00, 0x4000, 0x4200, 0x4400, 0x4500};
+  for (int i = 0; i < 2 * Vf::N; i++) a[i].bits = integers[i % 6], b[i].bits = integers[i % 5];
+  for (float& lane : acc) lane = 0;
+  for (int n = 0; n <= 2 * Vf::N; n++) {
+    int exact = 0;
+    for (int i = 0; i < n; i++) exact += i % 6 * (i % 5);
+    EXPECT(sum(dot_f16_pairs(load<Vf>(acc), load_pairs_n(a, n), load_pairs(b))) ==
+           static_cast<float>(exact));
+  }
+  for (int i = 0; i < Vf::N; i++) acc[i] = static_cast<float>(i);
+  const auto pairs = factors<Vf, 3>(reinterpret_cast<const float*>(a));
+  for (int i = 0; i < 3; i++) {
+    store(out, dot_f16_pairs(load<Vf>(acc), factor<Vf>(pairs, i), pack_pairs(load_pairs(b))));
+    const int first = 2 * i % 6, second = (2 * i + 1) % 6;
+    for (int j = 0; j < Vf::N; j++)
+      EXPECT(out[j] == static_cast<float>(j + first * (2 * j % 5) + second * ((2 * j + 1) % 5)));
+  }
+  float low[Vf::N], high[Vf::N];
+  for (int i = 0; i < Vf::N; i++)
+    low[i] = static_cast<float>(2 * i % 5), high[i] = static_cast<float>((2 * i + 1) % 5);
+  store(out, pair_up_f16(load<Vf>(low), load<Vf>(high)));
+  EXPECT(std::memcmp(out, b, sizeof(out)) == 0);
+}
+#endif
+
+namespace fusedops::FUSEDOPS_ISA {
+int check_vectors();  // the number of what is wrong
+int check_vectors() {
+  failures = 0;
   check_fma();
   check_bytes();
   check_moves<Vf, float>();
@@ -295,6 +364,12 @@ int main() {
   check_two<Vf, f16>();
   check_two<Vf, bf16>();
   check_two<Vd, double>();
-  std::printf("%d failures\n", failures);
-  return failures != 0;
+#ifdef FUSEDOPS_BF16_DOT
+  check_bf16_pairs();
+#endif
+#ifdef FUSEDOPS_F16_DOT
+  check_f16_pairs();
+#endif
+  return failures;
 }
+}  // namespace fusedops::FUSEDOPS_ISA

@@ -279,12 +279,14 @@ def test_float64_agrees_with_mpmath(op: str, sample: str, distribution: str, isa
 # --- matmuls against PyTorch --------------------------------------------------------------------
 
 
-def rms_error(function: Callable[..., Tensor], op: str, rows: int, dtype: str) -> float:
+def rms_error(
+    function: Callable[..., Tensor], op: str, rows: int, dtype: str, k: int = 512
+) -> float:
     """Over 20 seeds; a sample's seed is its name."""
     approximate = "none" if op == "gelu_linear" else None
     errors = []
     for seed in range(20):
-        sample = Linear(f"seed-{seed}", (rows,), 512, 80, approximate=approximate)
+        sample = Linear(f"seed-{seed}", (rows,), k, 80, approximate=approximate)
         call, (expected,), _ = judged(op, sample, "normal", dtype)
         errors.append(function(*call.args, **call.kwargs).double() - expected)
     return torch.stack(errors).square().mean().sqrt().item()
@@ -298,3 +300,31 @@ def test_matmul_errs_no_more_than_pytorch(op: str, rows: int, dtype: str, isa: s
     spec = SPECS[op]
     ours, theirs = (rms_error(f, op, rows, dtype) for f in (spec.public(), spec.reference))
     assert ours <= 1.05 * theirs
+
+
+def packed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return fusedops.linear(x, fusedops.pack_linear(weight, bias))
+
+
+def planned(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return fusedops.plan.gelu_linear(weight, bias, rows=x.shape[0])(x)
+
+
+# Sums of any length, in each family of kernels.
+@pytest.mark.parametrize("k", [64, 256, pytest.param(4096, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rows", [1, 4, 7, 96])
+@pytest.mark.parametrize("way", ["plain", "packed", "plan"])
+def test_float32_sums_err_no_more_than_pytorch_s(way: str, rows: int, k: int, isa: str) -> None:
+    op = "gelu_linear" if way == "plan" else "linear"
+    function = {"plain": fusedops.linear, "packed": packed, "plan": planned}[way]
+    ours, theirs = (rms_error(f, op, rows, "f32", k) for f in (function, SPECS[op].reference))
+    assert ours <= 1.05 * theirs
+
+
+# The order of many rows, where PyTorch sums a few in shorter chains.
+@pytest.mark.parametrize("k", [16, 64, 128, 256, 4096])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_deterministic_errs_little_more(rows: int, k: int, isa: str) -> None:
+    with fusedops.deterministic(True):
+        ours = rms_error(fusedops.linear, "linear", rows, "f32", k)
+    assert ours <= 1.4 * rms_error(SPECS["linear"].reference, "linear", rows, "f32", k)

@@ -6,6 +6,7 @@ Their numbers over samples and bit patterns are the business of test_accuracy.py
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -159,3 +160,34 @@ def test_relu_of_nan_whatever_its_sign(activation: str, sign: float, isa: str) -
     dz = torch.ops.fusedops.activation_backward(torch.ones(2), z, activation)
     assert dz[0].item() == 0 if activation == "relu" else dz[0].isnan()
     assert dz[1].item() == (1 if activation == "relu" else 2)
+
+
+# torch multiplies an infinity by 0: NaN for -inf, and for the gradients at both infinities.
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "gelu_quick", "silu"])
+def test_infinite_sums_give_the_limit_where_torch_gives_nan(
+    activation: str, dtype: str, isa: str
+) -> None:
+    kind = DTYPES[dtype]
+    one = torch.ones(1, 1, dtype=kind)
+    x = torch.tensor([[-math.inf], [math.inf], [math.nan]], dtype=kind, requires_grad=True)
+    y = fusedops.linear(x, one, activation=activation)
+    limits = torch.tensor([-0.0, math.inf, math.nan], dtype=kind)
+    assert_same_bits(y.detach().flatten(), limits)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert dx.flatten()[:2].tolist() == [0.0, 1.0]
+    assert dx[2].isnan()
+    if activation != "silu":
+        approximate = {"gelu": "none"}.get(activation, activation[5:])
+        for weight in (one, fusedops.pack_linear(one)):
+            again = fusedops.gelu_linear(x.detach(), weight, approximate=approximate)
+            assert_same_bits(again.flatten(), limits)
+
+
+@pytest.mark.parametrize("theirs", [torch.nn.functional.gelu, torch.nn.functional.silu])
+def test_torch_gives_nan_for_minus_infinity(theirs: Callable[[Tensor], Tensor]) -> None:
+    x = torch.tensor([-math.inf, math.inf], dtype=torch.float64, requires_grad=True)
+    y = theirs(x)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert y[0].isnan()
+    assert dx.isnan().all()

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from bench_fakes import around, result, row
 
 from fusedops.bench import bars
+from fusedops.bench import counts as counts_module
 from fusedops.bench.bars import Check
+from fusedops.bench.counts import counts
 from fusedops.bench.peers import PEERS
 from fusedops.bench.record import Regime, Result
+from fusedops.bench.report import OURS, best_other
 from fusedops.bench.yardsticks import YARDSTICKS
 from fusedops.testing import DTYPES, SPECS, Bar
 
 PEER_NAMES = ["eager", "onednn", "jax"]
+KEY = ("counted", "f32")
 
 
 def bar(kind: str, bound: float, against: str = "") -> Bar:
@@ -58,6 +63,22 @@ def state(one: Bar, found: Result) -> tuple[str, float | None]:
 )
 def test_figure_and_state(one: Bar, expected: tuple[str, float | None]) -> None:
     assert state(one, measured()) == expected
+
+
+def test_a_bar_may_name_the_candidate_that_must_reach_it() -> None:
+    found = measured()
+    packed = row("packed", 0.5, {"eager": around(4.0)}, of_limit=0.95)
+    found = dataclasses.replace(found, rows=(*found.rows, packed))
+    for one, expected in (
+        (bar("limit", 0.9), ("FAILED", 0.8)),
+        (dataclasses.replace(bar("limit", 0.9), candidate="packed"), ("ok", 0.95)),
+        (dataclasses.replace(bar("faster", 3.0, "eager"), candidate="packed"), ("ok", 4.0)),
+    ):
+        assert state(one, found) == expected
+        assert bars.candidates([Check("gelu_linear", one)], PEER_NAMES, "fusedops")[0] == "fusedops"
+    assert best_other(found) == next(r for r in found.rows if r.candidate == "onednn")
+    assert best_other(found, "packed") == best_other(found)
+    assert best_other(found, "eager") == packed
 
 
 def test_slower_within_the_noise_is_not_slower() -> None:
@@ -143,10 +164,110 @@ def test_every_bar_names_what_exists(op: str) -> None:
     for one in SPECS[op].bars:
         assert SPECS[op].sample(one.shape).name == one.shape
         assert one.dtype in DTYPES
+        assert one.candidate in ("", *OURS)
         Regime.parse(one.regime)
         names = [] if one.against in ("", "best") else one.against.split(",")
         assert set(names) <= PEERS.keys() | YARDSTICKS.keys()
         assert (one.kind in ("us", "limit")) == (one.against == "")
+
+
+def wanted(kind: str, against: str = "") -> set[tuple[str, str, float, int | None]]:
+    return {
+        (one.shape, one.dtype, one.bound, one.threads)
+        for one in SPECS["gelu_linear"].bars
+        if (one.kind, one.against) == (kind, against)
+    }
+
+
+MANY_ROWS = (
+    *("bert-base/128", "bert-large/512", "pythia-410m/prefill-2048", "article/gelu_linear"),
+    *("ragged/127-rows-768", "ragged/509-rows-1024"),
+)
+
+
+@pytest.mark.parametrize("shape", MANY_ROWS)
+@pytest.mark.parametrize(("dtype", "bound"), [("f32", 0.90), ("bf16", 0.86), ("f16", 0.88)])
+@pytest.mark.parametrize("threads", [1, None])
+def test_many_rows_have_limit_bars(
+    shape: str, dtype: str, bound: float, threads: int | None
+) -> None:
+    """At K = 4096, f32 alone may be at 85%."""
+    eased = (shape, dtype) == ("article/gelu_linear", "f32")
+    found = {one for one in wanted("limit") if (one[0], one[1], one[3]) == (shape, dtype, threads)}
+    assert found == {(shape, dtype, 0.85 if eased else bound, threads)}
+
+
+@pytest.mark.parametrize("shape", MANY_ROWS)
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_fused_is_held_against_unfused(shape: str, dtype: str) -> None:
+    assert (shape, dtype, 1.0, None) in wanted("not slower", "unfused")
+
+
+@pytest.mark.parametrize("shape", MANY_ROWS)
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_gelu_linear_is_held_against_linear_from_128_rows(shape: str, dtype: str) -> None:
+    fixed = {one[2] for one in wanted("time", "linear") if one[:2] == (shape, dtype)}
+    by_count = [one[2] for one in wanted("counted", "linear") if one[:2] == (shape, dtype)]
+    assert fixed == ({1.02} if shape == "article/gelu_linear" else set())
+    assert len(by_count) == (shape not in ("article/gelu_linear", "ragged/127-rows-768"))
+
+
+@pytest.fixture
+def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Loops of two compilers, and one that is not counted."""
+    path = tmp_path / "instructions.csv"
+    heading = "machine,compiler,isa,kernel,unit,work,instructions\n"
+    path.write_text(
+        heading
+        + "x86_64,GCC 1,avx512bf16,gelu f32,element,48,150\n"
+        + "x86_64,GCC 2,avx512bf16,gelu f32,element,16,48\n"
+        + "x86_64,GCC 1,avx512bf16,gelu bf16,element,64,128\n"
+        + "x86_64,GCC 1,avx2,gelu bf16,element,8,64\n"
+        + "x86_64,GCC 1,portable,gelu f32,element,16,16\n"
+    )
+    monkeypatch.setattr("fusedops.bench.counts.RECORD", path)
+    counts_module._recorded.cache_clear()
+    yield
+    counts_module._recorded.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("k", "dtype", "isa", "expected"),
+    [
+        (768, "f32", "avx512bf16", (48.0, 768.0)),
+        (768, "bf16", "avx512bf16", (32.0, 384.0)),  # two products an instruction
+        (768, "bf16", "avx2", (64.0, 768.0)),
+        (768, "f16", "avx512bf16", None),
+    ],
+)
+def test_counts_are_those_of_a_vector(
+    k: int, dtype: str, isa: str, expected: tuple[float, float] | None, record: None
+) -> None:
+    assert counts(k, dtype, isa) == expected
+
+
+def test_bound_by_count_is_filled_in_and_printed(record: None) -> None:
+    found = measured()
+    ours, *others = found.rows
+    ours = dataclasses.replace(ours, times_faster={"linear": around(0.95)})
+    found = dataclasses.replace(found, rows=(ours, *others, row("linear", 0.95)))
+    shown = []
+    for isa, state in (("avx512bf16", "ok"), ("portable", "not measured")):
+        groups = bars.grouped("bert-base/128", ["gelu_linear"], 2, isa)
+        (one,) = (c for all in groups.values() for c in all if (c.bar.kind, c.bar.dtype) == KEY)
+        bars.figure(one, found, PEER_NAMES, "fusedops")
+        assert one.state == state
+        shown.append(bars.text([one]))
+    assert "1.05" in shown[0]
+    assert "<= 1.06" in shown[0]
+    assert "of the time of linear" in shown[0]
+    assert "1 + 48.0 / 768 instructions a vector" in shown[0]
+    assert "make instructions" in shown[1]
+
+
+def test_ragged_sizes_leave_tails() -> None:
+    ragged = [SPECS["gelu_linear"].sample(name) for name in MANY_ROWS if name.startswith("ragged/")]
+    assert [one.size for one in ragged] == ["127x768->3067", "509x1024->4091"]
 
 
 def test_table_counts_and_explains() -> None:

@@ -8,16 +8,19 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from bench_fakes import FINGERPRINT, Limits, record, result
+from bench_fakes import FINGERPRINT, Limits, record, result, row
 
+import fusedops
+from fusedops import _C
 from fusedops.__main__ import main
 from fusedops.bench import bars, calls, cli, ladder, measure, session, sweep, timing
-from fusedops.bench.record import Case, Regime, Result, load, to_json
+from fusedops.bench.record import Case, Quantiles, Regime, Result, load, to_json
 from fusedops.testing import SPECS, Bar
 
 
@@ -74,6 +77,10 @@ SMALL = ("--shape", "small/gelu_linear", "--dtype", "f32")
         ("rope --seconds -1", "--seconds must be at least 0 but got -1"),
         ("rope --sweep 0", "--sweep must be at least 1 but got 0"),
         ("--sweep 3", "--sweep must be given an op"),
+        ("rope --sweep 3 --part 0/2", "--part must be K/N with K from 1 to N but got '0/2'"),
+        ("rope --sweep 3 --part 3", "--part must be K/N with K from 1 to N but got '3'"),
+        ("rope --sweep 3 --part 1/4", "--part must have at most as many parts as --sweep has"),
+        ("rope --part 1/2", "--part must have at most as many parts as --sweep has"),
         ("rope --forms", "--forms must be given an op with layouts (rope_qk) but got rope"),
         ("--forms", "--forms must be given an op with layouts (rope_qk) but got None"),
         ("rope_qk --forms none/*", "--forms must match a shape but got 'none/*'"),
@@ -140,14 +147,16 @@ def test_quick_shapes_exist(op: str) -> None:
 def test_ladder_and_calls_have_their_cases(fake: Callable[..., list[Case]]) -> None:
     cases = fake()
     assert main(["bench", "ladder"]) == 0
-    assert [(c.op, c.dtype) for c in cases[:3]] == [
-        ("rope", "f32"),
-        ("gelu_linear", "f32"),
-        ("gelu_linear", "f32"),
+    assert [(c.shape, c.dtype) for c in cases[:5]] == [
+        ("article/rope", "f32"),
+        ("small/decode", "f32"),
+        ("article/gelu_linear", "f32"),
+        ("bert-base/128", "f32"),
+        ("small/1-rows-768", "f32"),
     ]
-    assert len(cases) == 9
+    assert len(cases) == 15
     assert main(["bench", "calls"]) == 0
-    assert [case.shape for case in cases[9:]] == ["small/decode", "calls/1x16->16"]
+    assert [case.shape for case in cases[15:]] == ["small/decode", "calls/1x16->16"]
 
 
 def test_every_way_to_call_is_right() -> None:
@@ -162,6 +171,39 @@ def test_every_way_to_call_is_right() -> None:
         )
         assert found.absent == {}
         assert {row.fault for row in found.rows} == {None}
+
+
+@pytest.mark.parametrize(
+    ("cost", "said", "code"), [(1.4e-6, "1.4 us", 0), (1.6e-6, "1.6 us", 1), (-1e-8, "0 ns", 0)]
+)
+def test_plan_that_costs_too_much_over_its_kernel_exits_1(
+    cost: float,
+    said: str,
+    code: int,
+    fake: Callable[..., list[Case]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    times = {calls.SUBJECT: 5e-6, "plan": 1e-6 + cost, "kernel": 1e-6}
+    rows = tuple(
+        replace(row(name, 1.0), seconds=Quantiles(seconds, seconds, seconds))
+        for name, seconds in times.items()
+    )
+    found = replace(result(), rows=rows)
+    fake(found, replace(found, rows=rows[:1]))  # the second one has no kernel
+    assert main(["bench", "calls"]) == code
+    assert "over the kernel" in capsys.readouterr().out
+    cells = calls.text([found]).splitlines()[-1].split("|")
+    assert [cell.strip() for cell in cells[2:5]] == ["plan", said, "FAILED" if code else "ok"]
+
+
+def test_repeated_plan_computes_what_a_call_does() -> None:
+    x, weight = torch.randn(3, 40), torch.randn(24, 40)
+    plan = fusedops.plan.gelu_linear(weight, None, rows=3)
+    out = torch.empty(3, 24)
+    _C.repeat_plan(plan, x.data_ptr(), out.data_ptr(), 2)
+    assert torch.equal(out, plan(x))
+    with pytest.raises(RuntimeError, match="plan must be a plan but got function"):
+        _C.repeat_plan(lambda: None, x.data_ptr(), out.data_ptr(), 1)  # type: ignore[arg-type]
 
 
 def test_candidate_of_a_file_goes_through_the_same_door(
@@ -231,11 +273,41 @@ def test_swept_shape_that_loses_twice_exits_1(
     fake: Callable[..., list[Case]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases = fake(result(0.5), result(2.0), result(2.0))
-    assert main(["bench", "gelu_linear", "--sweep", "2"]) == 0
+    assert main(["bench", "gelu_linear", "--sweep", "2", "--dtype", "f32"]) == 0
     assert len(cases) == 3
     fake(result(2.0), result(0.5), result(0.5))
-    assert main(["bench", "gelu_linear", "--sweep", "2"]) == 1
-    assert "2 shapes, 1 of them lost" in capsys.readouterr().out
+    assert main(["bench", "gelu_linear", "--sweep", "2", "--dtype", "f32"]) == 1
+    assert "2 cases, 1 of them lost" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "dtypes"),
+    [
+        ("gelu_linear", ("f32", "bf16", "f16")),
+        ("rope", ("f32", "bf16")),
+        ("gelu_linear --dtype f32,bf16", ("f32", "bf16")),
+    ],
+)
+def test_each_swept_shape_is_a_case_in_each_dtype(
+    arguments: str, dtypes: tuple[str, ...], fake: Callable[..., list[Case]]
+) -> None:
+    cases = fake()
+    assert main(["bench", *arguments.split(), "--sweep", "4"]) == 0
+    shapes = list(dict.fromkeys(case.shape for case in cases))
+    assert len(shapes) == 4
+    assert [(c.shape, c.dtype) for c in cases] == [(s, d) for s in shapes for d in dtypes]
+
+
+def test_parts_of_a_sweep_are_the_sweep(fake: Callable[..., list[Case]]) -> None:
+    cases = fake()
+    sweep_of_5 = ("bench", "gelu_linear", "--sweep", "5")
+    assert main([*sweep_of_5]) == 0
+    whole = list(cases)
+    cases.clear()
+    for part in ("1/3", "2/3", "3/3"):
+        assert main([*sweep_of_5, "--part", part]) == 0
+    assert [case.shape for case in cases[:6:3]] == [whole[0].shape, whole[9].shape]
+    assert Counter(cases) == Counter(whole)
 
 
 def test_sweep_is_the_same_for_the_same_seed() -> None:
@@ -245,7 +317,6 @@ def test_sweep_is_the_same_for_the_same_seed() -> None:
 
     assert names(1) == names(1)
     assert names(1) != names(2)
-    assert {dtype for _, dtype in names(1)} == {"f32", "bf16"}
 
 
 def test_every_form_meets_the_compiler_and_so_does_every_shape() -> None:
@@ -282,7 +353,7 @@ def test_form_that_loses_twice_exits_1(
     assert [case.shape for case in cases] == [
         f"forms/phi-2-1x1-{layout}" for layout in ("bhsd", "bshd", "packed", "thd", "thd")
     ]
-    assert "4 shapes, 1 of them lost" in capsys.readouterr().out
+    assert "4 cases, 1 of them lost" in capsys.readouterr().out
 
 
 def test_compile_takes_part_in_one_form_of_each_shape(

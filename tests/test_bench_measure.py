@@ -399,7 +399,8 @@ def test_in_place_candidate_that_keeps_its_first_result_is_refused(clock: Clock)
 @pytest.mark.parametrize("name", sorted(YARDSTICKS))
 @pytest.mark.parametrize("regime", ["", "given"])
 def test_yardsticks_run(name: str, regime: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    op, sample = ("gelu_linear", SAMPLE) if name == "unfused" else ("rope_qk", ROPE_QK)
+    dense = name in ("linear", "unfused")
+    op, sample = ("gelu_linear", SAMPLE) if dense else ("rope_qk", ROPE_QK)
     monkeypatch.setattr(measure, "TOO_FAST", 1e9)
     monkeypatch.setattr(timing, "MOST_CALLS", 3)
     result = measured([YARDSTICKS[name]], case(op=op, regime=Regime.parse(regime)), sample)
@@ -486,3 +487,95 @@ def test_tanh_gradient_for_erf_is_refused() -> None:
     y = reference.gelu(x, approximate="tanh")
     assert judge(torch.autograd.grad(y, x, judge.cotangents[0])).fault is not None
     assert judge(found).fault is None
+
+
+# --- another device -------------------------------------------------------------------------------
+
+
+class _Device:
+    """Calls that return at once; whoever waits for the device spends their time."""
+
+    def __init__(self, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock, self.queued, self.moved = clock, 0.0, 0
+        monkeypatch.setattr(measure, "on_device", self.on_device)
+        monkeypatch.setattr(measure, "synchronize", self.synchronize)
+        monkeypatch.setattr(measure, "limits_on", lambda device: Limits(0.1))
+
+    def on_device(self, call: Call, device: str) -> Call:
+        self.moved += device == "mps"
+        return call
+
+    def synchronize(self, device: str) -> None:
+        assert device == "mps"
+        self.clock.spend(self.queued)
+        self.queued = 0.0
+
+    def entry(self, name: str, seconds: float) -> Entry:
+        def build(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
+            def run() -> Any:
+                self.queued += seconds
+                return spec.run(spec.reference, call)[0]
+
+            return run
+
+        return Entry(name, build, device="mps")
+
+
+def test_a_device_is_waited_for_and_has_its_own_limit(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = _Device(clock, monkeypatch)
+    result = measured([device.entry("fast", 0.05), device.entry("slow", 0.2)])
+    fast, slow = result.rows
+    assert (fast.seconds.median, slow.seconds.median) == pytest.approx((0.05, 0.2))
+    assert result.limit.seconds == 0.1
+    assert slow.of_limit == pytest.approx(0.5)
+    # Twice as fast as its memory: that is what its caches are for, and no reason to refuse it.
+    assert (fast.of_limit, fast.fault) == (pytest.approx(2.0), None)
+    assert device.moved == 1, "one set of inputs for all who run there"
+
+
+def test_devices_in_one_case_have_a_limit_each(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = _Device(clock, monkeypatch)
+    result = measured([entry("cpu", clock, 0.2), device.entry("gpu", 0.2)])
+    cpu, gpu = result.rows
+    assert result.limit.seconds == 1e-9
+    assert cpu.of_limit == pytest.approx(1e-9 / 0.2)
+    assert gpu.of_limit == pytest.approx(0.5)
+    assert "on mps, of whose limit" in gpu.note
+    assert cpu.note == ""
+
+
+def test_a_device_that_is_missing_has_no_limit(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = _Device(clock, monkeypatch)
+
+    def asked(name: str) -> Limits:
+        pytest.fail(f"{name} was asked")
+
+    monkeypatch.setattr(measure, "limits_on", asked)
+    gpu = dataclasses.replace(device.entry("gpu", 0.2), missing="no such device")
+    result = measured([gpu, entry("cpu", clock, 0.2)])
+    assert [row.candidate for row in result.rows] == ["cpu"]
+    assert result.absent == {"gpu": "no such device"}
+    assert measured([gpu]).rows == ()
+
+
+def test_a_wrong_result_of_a_device_is_refused(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = _Device(clock, monkeypatch)
+    right = device.entry("wrong", 0.2)
+    wrong = dataclasses.replace(right, build=lambda *args: lambda: 1.01 * right.build(*args)())
+    assert "elements are wrong" in str(run([wrong])["wrong"].fault)
+
+
+def test_a_case_on_a_device_needs_no_instruction_set(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = _Device(clock, monkeypatch)
+    result = measured([device.entry("a", 0.2)], case(isa="mps"))
+    assert result.case.isa == "mps"

@@ -220,3 +220,23 @@ def test_a_clear_difference_is_still_seen() -> None:
     said = [run_of_noisy_machine(random, 2.0) for _ in range(300)]
     assert said.count("faster") > 200
     assert said.count("slower") == 0
+
+
+# A device that returns at once and works on: the clock runs until it is done, and starts when what
+# others queued is.
+@pytest.mark.parametrize("calls", [1, 3])
+def test_the_clock_waits_for_a_device(clock: Clock, calls: int) -> None:
+    queue = [7.0]  # somebody else's
+
+    def finish() -> None:
+        clock.spend(sum(queue))
+        queue.clear()
+
+    def queued() -> None:
+        queue.append(2.0)
+
+    candidate = Candidate(queued, batch=(queued,) * calls, synchronize=finish)
+    timed = timing.interleaved({"a": candidate}, seconds=0.0)
+    assert timed["a"].first == 2.0
+    assert timed["a"].seconds == [2.0] * 7
+    assert queue == []

@@ -70,6 +70,21 @@ def test_library_imports_the_stable_abi_alone() -> None:
     assert "torch_parallel_for" in rest
 
 
+# What manylinux_2_28 has: glibc 2.28 and the C++ library of GCC 8.
+FLOOR = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (7, 0, 0)}
+
+
+@elf
+@pytest.mark.parametrize("path", [LIBRARY, Path(_C.__file__)], ids=["library", "extension"])
+def test_imports_are_no_newer_than_the_wheels_floor(path: Path) -> None:
+    newer = []
+    for name in undefined(path):
+        match = re.search(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_([\d.]+)$", name)
+        if match and tuple(map(int, match[2].split("."))) > FLOOR[match[1]]:
+            newer.append(name)
+    assert newer == [], "csrc/floor.cpp can own them"
+
+
 @elf
 def test_extension_imports_python_and_fusedops_alone() -> None:
     rest = [name for name in undefined(Path(_C.__file__)) if not RUNTIME.match(name)]
@@ -219,12 +234,16 @@ def test_the_rest_of_the_library_is_for_every_machine() -> None:
     assert [text.splitlines()[0] for text in baseline if VECTOR_CODE.search(text)] == []
 
 
-@x86
 @source
-def test_every_probed_feature_is_known() -> None:
-    probed = set(re.findall(r'\{"(\w+)", \d+, \d+, e', (ROOT / "csrc/isa.cpp").read_text()))
-    wanted = {flag.removeprefix("-m") for _, _, flags in build.isa_rows() for flag in flags}
-    assert wanted <= probed
+@pytest.mark.parametrize(
+    ("machine", "probe"),
+    [("x86_64", r'\{"(\w+)", \d+, \d+, e'), ("aarch64", r'\{"([\w.-]+)", kHwcap')],
+)
+def test_every_probed_feature_is_known(machine: str, probe: str) -> None:
+    probed = set(re.findall(probe, (ROOT / "csrc/isa.cpp").read_text()))
+    flags = [flag for _, _, flags in build.isa_rows_of(machine) for flag in flags]
+    words = {word for flag in flags for word in re.sub("^-m(arch=)?", "", flag).split("+")}
+    assert words <= probed
 
 
 # --- a build that cannot be -----------------------------------------------------------------------

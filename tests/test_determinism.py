@@ -55,3 +55,49 @@ def test_it_holds_until_it_is_taken_back() -> None:
 def test_a_mode_that_is_none(mode: object) -> None:
     with pytest.raises(RuntimeError, match=r"\[deterministic\] mode must be True or False but got"):
         fusedops.deterministic(mode)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def threads() -> object:
+    """The number of threads, restored afterwards."""
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_number_of_threads(dtype: torch.dtype, threads: int, isa: str) -> None:
+    x, w, b = (torch.randn(s).to(dtype) for s in ((75, 515), (130, 515), (130,)))
+    packed = fusedops.pack_linear(w, b)
+    with fusedops.deterministic(True):
+        whole = fusedops.gelu_linear(x, w, b)
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            for part in ([75], [1] * 5 + [70], [6, 7, 62]):
+                plain = [fusedops.gelu_linear(p, w, b) for p in x.split(part)]
+                assert torch.equal(torch.cat(plain), whole)
+                assert torch.equal(
+                    torch.cat([fusedops.gelu_linear(p, packed) for p in x.split(part)]), whole
+                )
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_few_rows_with_an_activation(dtype: torch.dtype, activation: str | None, isa: str) -> None:
+    x, w = torch.randn(40, 515).to(dtype), torch.randn(130, 515).to(dtype)
+    with fusedops.deterministic(True):
+        whole = fusedops.linear(x, w, activation=activation)
+        alone = [fusedops.linear(row, w, activation=activation) for row in x.split(1)]
+        assert torch.equal(torch.cat(alone), whole)
+        if activation is None:
+            assert torch.equal(fusedops.linear(x, fusedops.pack_linear(w)), whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_plan_has_the_bits_of_the_op(dtype: torch.dtype, isa: str) -> None:
+    x, w = torch.randn(7, 515).to(dtype), torch.randn(130, 515).to(dtype)
+    with fusedops.deterministic(True):
+        whole = fusedops.gelu_linear(x, w)
+        for rows in (1, 7):
+            planned = fusedops.plan.gelu_linear(w, rows=rows)
+            assert torch.equal(torch.cat([planned(p) for p in x.split(rows)]), whole)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lane import DEVICE
 
-from fusedops.testing import DTYPES, SPECS, OpSpec, Sample, assert_within
+from fusedops.testing import DTYPES, SPECS, OpSpec, Sample, assert_within, on_device
 
 pytestmark = pytest.mark.skipif(DEVICE == "cpu", reason="FUSEDOPS_TEST_DEVICE names no device")
 
@@ -36,7 +36,7 @@ def test_result_is_within_its_bound(
     spec: OpSpec, sample: Sample, distribution: str, dtype: str
 ) -> None:
     call = sample.build(DTYPES[dtype], distribution)
-    there = call.on(DEVICE)
+    there = on_device(call, DEVICE)
     outputs = spec.run(spec.public(), there)
     exact, bounds = spec.oracle(there), spec.error_bound(there, False)
     for y, expected, bound in zip(outputs, exact, bounds, strict=True):

@@ -40,6 +40,7 @@ def test_example_of_the_readme_runs() -> None:
 @pytest.mark.parametrize(
     "page",
     [
+        "autotune.md",
         "compat.md",
         "doctor.md",
         "inference.md",

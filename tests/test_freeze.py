@@ -6,9 +6,11 @@ import copy
 import gc
 import io
 import pickle
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,12 @@ import torch
 from helpers import assert_refused, python
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fusedops
+from fusedops import freezing
 from fusedops.nn import GELULinear
 from fusedops.testing import DTYPES, assert_same_bits
 
@@ -429,6 +433,17 @@ def test_compiled_and_exported_modules_follow_the_weight() -> None:
         module.weight.data.mul_(2)
 
 
+# The packed bytes would be a constant of the graph.
+@pytest.mark.parametrize("options", [{}, {"pre_dispatch": True}], ids=["make_fx", "pre_dispatch"])
+def test_a_graph_of_make_fx_follows_the_weight(options: dict[str, Any]) -> None:
+    module, x = layer(), x_of()
+    module(x)
+    graph = make_fx(module, **options)(x)
+    _copy(module)
+    assert_same_bits(graph(x), fusedops.gelu_linear(x, module.weight, module.bias))
+    assert ops_of(lambda: module(x)) == [PACK, PACKED]
+
+
 def test_symbolic_trace() -> None:
     module, x = layer(), x_of()
     module(x)
@@ -576,6 +591,65 @@ def test_threads_share_a_frozen_module() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+# Another thread's step while the weight is being packed: what is packed is the old weight, or half.
+@pytest.mark.parametrize("change", ["sgd-fused", "optimizer-data"])
+def test_a_step_while_packing_is_seen(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = layer(), x_of()
+    pack = freezing.ops.linear_pack
+
+    def stepped(weight: Tensor) -> Any:
+        packed = pack(weight)
+        CHANGES[change](module)
+        return packed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(freezing, "ops", SimpleNamespace(linear_pack=stepped))
+        module(x)
+    assert_current(module, x)
+    assert ops_of(lambda: module(x)) == [PACKED]
+
+
+def test_a_state_loaded_while_packing_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.inference_mode():
+        module, x = layer(), x_of()
+        pack, state = freezing.ops.linear_pack, nn.Linear(K, N).state_dict()
+
+        def loaded(weight: Tensor) -> Any:
+            packed = pack(weight)
+            module.load_state_dict(state)
+            return packed
+
+        with monkeypatch.context() as patched:
+            patched.setattr(freezing, "ops", SimpleNamespace(linear_pack=loaded))
+            module(x)
+        assert_current(module, x)
+
+
+def test_modules_are_frozen_while_an_optimizer_steps() -> None:
+    kept = [fusedops.freeze(GELULinear(2, 2)) for _ in range(2000)]
+    optimizer = torch.optim.SGD(kept[0].parameters(), lr=0.1)
+    failed: list[BaseException] = []
+    done = threading.Event()
+
+    def step() -> None:
+        while not done.is_set():
+            try:
+                freezing._after_step(optimizer, (), {})
+            except RuntimeError as error:
+                failed.append(error)
+
+    thread = threading.Thread(target=step)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    for module in kept[:500]:
+        fusedops.freeze(module)
+    done.set()
+    thread.join()
+    sys.setswitchinterval(interval)
+    assert failed == []
 
 
 def test_a_process_that_never_freezes_has_no_hook() -> None:

@@ -372,7 +372,7 @@ def test_recorded_backward_agrees(form: str) -> None:
     grad = a(70, 33)
     plain = torch.autograd.grad(y, leaves, grad, retain_graph=True)
     recorded = torch.autograd.grad(y, leaves, grad, create_graph=True)
-    torch.testing.assert_close(plain, recorded)
+    torch.testing.assert_close(plain, recorded, rtol=1e-5, atol=5e-5)  # sums in another order
     assert all(not t.requires_grad for t in plain)
 
 

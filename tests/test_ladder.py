@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import mpmath
 import numpy as np
 import pytest
 import torch
 
-from fusedops import ladder, reference
+from fusedops import coreml, ladder, reference
 from fusedops.ladder import device
 from fusedops.ladder.numpy import erfc
 from fusedops.testing import DTYPES, SPECS, Sample, assert_within
@@ -46,10 +48,11 @@ def grid(*names: str) -> pytest.MarkDecorator:
 
 def assert_accurate(rung: ladder.Rung, sample: str, distribution: str, dtype: str) -> None:
     spec = SPECS[rung.op]
-    call = spec.sample(sample).build(DTYPES[dtype], distribution)
-    (actual,), (expected,) = spec.run(rung, call), spec.oracle(call)
-    assert actual.dtype == call.dtype
-    assert_within(actual, expected, spec.error_bound(call, rung.stepwise)[0])
+    with torch.device("cpu"):  # a rung of another device moves what it is given
+        call = spec.sample(sample).build(DTYPES[dtype], distribution)
+        (actual,), (expected,) = spec.run(rung, call), spec.oracle(call)
+        assert (actual.dtype, actual.device) == (call.dtype, torch.device("cpu"))
+        assert_within(actual, expected, spec.error_bound(call, rung.stepwise)[0])
 
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -59,10 +62,12 @@ each_distribution = pytest.mark.parametrize("distribution", ["normal", "negative
 
 @each_dtype
 @each_distribution
-@grid("python", "numpy", "eager", "mps_eager", "cpp", "cpp_fused", "cpp_plan")
+@grid("python", "numpy", "eager", "mps_eager", "metal_fused", "cpp", "cpp_fused", "cpp_plan")
 def test_rung_is_within_its_bound(
     rung: ladder.Rung, sample: str, distribution: str, dtype: str
 ) -> None:
+    if rung.device == "mps" and dtype == "f64":
+        pytest.skip("MPS has no float64")
     assert_accurate(rung, sample, distribution, dtype)
 
 
@@ -138,6 +143,66 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         ladder.get("rope", "nump")
     with pytest.raises(RuntimeError, match=r"op must be one of rope, gelu_linear but got 'rop'"):
         ladder.rungs("rop")
+
+
+# What a Mac is asked for, on a machine that is none.
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="an MPS device is here")
+@pytest.mark.parametrize("op", ["rope", "gelu_linear"])
+def test_the_rungs_of_a_gpu_name_what_is_missing(op: str) -> None:
+    for name in ("mps_eager", "metal_fused"):
+        assert ladder.get(op, name).unavailable == "torch finds no MPS device here"
+        assert ladder.get(op, name).device == "mps"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is here")
+@pytest.mark.parametrize("op", ["rope", "gelu_linear"])
+def test_the_rung_of_core_ml_names_what_is_missing(op: str) -> None:
+    rung = ladder.get(op, "coreml")
+    assert rung.unavailable == "Core ML programs run on macOS only"
+    assert rung.dtypes == (torch.float16,)
+
+
+@pytest.mark.parametrize(
+    ("mps", "kernels", "reason"),
+    [
+        (True, True, None),
+        (True, False, "this build has no Metal kernels"),
+        (False, True, "torch finds no MPS device here"),
+    ],
+)
+def test_what_a_metal_rung_needs(
+    mps: bool, kernels: bool, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: kernels)
+    assert device._metal_missing() == reason
+
+
+# The work ahead is the conversion; a call is a prediction.
+@pytest.mark.parametrize(
+    ("op", "sample", "wants"),
+    [
+        ("rope", "ids-32-offset", {"offset": 11, "interleaved": False}),
+        ("gelu_linear", "33-tanh", {"rows": torch.Size((6,)), "approximate": "tanh"}),
+    ],
+)
+def test_the_rung_of_core_ml_converts_ahead(
+    op: str, sample: str, wants: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, object]] = []
+
+    def program(*args: object, **options: object) -> object:
+        made.append(options)
+        return lambda x: x + 1
+
+    monkeypatch.setattr(coreml, op, program)
+    rung, call = ladder.get(op, "coreml"), SPECS[op].sample(sample).build(torch.float16)
+    assert rung.prepare is not None
+    run = rung.prepare(*call.args, **call.kwargs)
+    assert torch.equal(run(), call.tensors[0] + 1)
+    assert torch.equal(run(), call.tensors[0] + 1)
+    assert len(made) == 1
+    assert made[0].items() >= wants.items()
 
 
 def test_a_device_rung_brings_its_result_back() -> None:

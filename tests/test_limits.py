@@ -500,3 +500,14 @@ def test_info_names_everything(monkeypatch: pytest.MonkeyPatch, fake: FakeProbes
     assert lines[-1].startswith("never run")
     assert re.search("Metal.*arm64", lines[-1])
     assert any("1 thread" in name for name in told)
+
+
+# Of any device that torch copies on, the CPU too.
+def test_limit_of_a_device_is_its_copy() -> None:
+    device = limits.DeviceLimits("cpu", bytes=1 << 20)
+    rate = device.copy
+    assert rate > 1e6
+    limit = device.for_work(3000, 1000, 10**12, "f32", Regime(work="train"), matmul=True)
+    assert limit.seconds == pytest.approx(2 * 4000 / rate)
+    assert limit.reason.startswith("its bytes at ")
+    assert device.table() == {"copy DRAM": rate}

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_refused, exact, memory, mixed, opcheck
@@ -384,3 +385,33 @@ def test_autocast_can_be_switched_off() -> None:
     x, w = a(3, 4), a(5, 4)
     with torch.autocast(DEVICE, dtype=torch.bfloat16), torch.autocast(DEVICE, enabled=False):
         assert fusedops.linear(x, w).dtype == torch.float32
+
+
+BAD_TYPES: dict[str, Callable[[Any], Any]] = {
+    "linear input": lambda bad: fusedops.linear(bad, torch.ones(3, 2)),
+    "linear weight": lambda bad: fusedops.linear(torch.ones(1, 2), bad),
+    "linear bias": lambda bad: fusedops.linear(torch.ones(1, 2), torch.ones(3, 2), bad),
+    "gelu_linear input": lambda bad: fusedops.gelu_linear(bad, torch.ones(3, 2)),
+    "gelu_linear weight": lambda bad: fusedops.gelu_linear(torch.ones(1, 2), bad),
+    "gelu_linear bias": lambda bad: fusedops.gelu_linear(torch.ones(1, 2), torch.ones(3, 2), bad),
+    "gelu_linear out": lambda bad: fusedops.gelu_linear(
+        torch.ones(1, 2), torch.ones(3, 2), out=bad
+    ),
+    "linear input packed": lambda bad: fusedops.linear(bad, fusedops.pack_linear(torch.ones(3, 2))),
+    "gelu_linear input packed": lambda bad: fusedops.gelu_linear(
+        bad, fusedops.pack_linear(torch.ones(3, 2))
+    ),
+    "pack_linear weight": lambda bad: fusedops.pack_linear(bad),
+    "pack_linear bias": lambda bad: fusedops.pack_linear(torch.ones(3, 2), bad),
+}
+
+
+@pytest.mark.parametrize("bad", [None, np.ones((1, 2), np.float32), [[1.0]]], ids=type)
+@pytest.mark.parametrize("name", BAD_TYPES)
+def test_what_is_no_tensor_is_refused(name: str, bad: Any) -> None:
+    op, role, *_ = name.split()
+    if bad is None and role in ("bias", "out"):
+        assert BAD_TYPES[name](bad) is not None
+        return
+    message = f"[{op}] {role} must be a torch.Tensor but got {type(bad).__name__}"
+    assert_refused(lambda: BAD_TYPES[name](bad), message)

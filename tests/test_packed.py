@@ -264,6 +264,16 @@ def test_opcheck(name: str) -> None:
     torch.library.opcheck(getattr(ops, name).default, op_calls()[name])
 
 
+@pytest.mark.parametrize("convert", [Tensor.to_sparse, Tensor.to_mkldnn])
+@each_op
+def test_a_sparse_input_is_refused_as_such(op: str, convert: Callable[[Tensor], Tensor]) -> None:
+    x, w, b = numbers()
+    given = convert(x)
+    message = f"[{op}] tensors must be strided but got {given.layout}"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        getattr(fusedops, op)(given, fusedops.pack_linear(w, b))
+
+
 def test_every_op_is_opchecked() -> None:
     names = {name.removeprefix("fusedops::") for name in torch._C._dispatch_get_all_op_names()}
     assert {*op_calls()} == {n for n in names if n.startswith(("linear_pack", "gelu_linear_pack"))}
@@ -347,3 +357,19 @@ def test_meta_tensors() -> None:
     assert packed.data.is_meta
     y = packed(torch.ones(2, 3, device="meta", dtype=torch.float16))
     assert (y.shape, y.is_meta) == ((2, 4), True)
+
+
+def test_saved_and_loaded_as_plain_data() -> None:
+    x, w, b = numbers()
+    file, packed = io.BytesIO(), fusedops.pack_linear(w, b)
+    torch.save({"packed": packed}, file)
+    file.seek(0)
+    assert_same_bits(torch.load(file, weights_only=True)["packed"](x), packed(x))
+
+
+def test_a_module_passes_it_by() -> None:
+    module, packed = torch.nn.Module(), fusedops.pack_linear(*numbers()[1:])
+    module.packed = packed
+    assert not module.half().state_dict()
+    assert module.packed is packed
+    assert packed.dtype == torch.float32

@@ -18,6 +18,7 @@ from fusedops.bench import peers
 from fusedops.bench.peers import PEERS, Unsupported, compiled, openvino
 from fusedops.bench.peers.peer import load, needs
 from fusedops.bench.record import STEPS, Regime
+from fusedops.bench.report import OURS
 from fusedops.testing import DTYPES, SPECS
 from fusedops.verification.judge import judge
 
@@ -88,11 +89,13 @@ FAST = (
     *grid(["fusedops"], ["rope_qk"], ["fresh", "in_place"], DTYPES),
     *grid(["fusedops"], ["gelu_linear"], ["fresh", "given"], DTYPES),
     *grid(["fusedops"], ["linear", "gelu"], ["fresh"], DTYPES),
+    *grid(["packed"], ["gelu_linear"], ["fresh", "given"], DTYPES),
+    *grid(["packed"], ["linear"], ["fresh"], DTYPES),
     *grid(["eager"], [*ROPES, "gelu"], OUTPUTS, DTYPES),
     *grid(["eager"], LINEARS, ["fresh", "given"], DTYPES),
     *grid(["numpy"], ROPES, OUTPUTS, HALF),
     *grid(["numpy"], LINEARS, ["fresh", "given"], HALF),
-    *grid(["onednn"], LINEARS, ["fresh", "given"], ["f32"]),
+    *grid(["onednn", "onednn-plain"], LINEARS, ["fresh", "given"], ["f32"]),
 )
 
 
@@ -268,9 +271,10 @@ def test_a_given_tensor_is_written_and_nothing_else() -> None:
 
 def test_peers_are_in_the_order_of_tables() -> None:
     assert list(PEERS) == [
-        *("fusedops", "eager", "compile", "compile-freezing", "compile-autotune"),
-        *("onednn", "onnxruntime", "openvino", "jax", "numpy"),
+        *("fusedops", "packed", "eager", "compile", "compile-freezing", "compile-autotune"),
+        *("onednn", "onednn-plain", "onnxruntime", "openvino", "jax", "numpy"),
     ]
+    assert tuple(PEERS)[: len(OURS)] == OURS
     assert [peer.name for peer in peers.get(["numpy", "eager"])] == ["eager", "numpy"]
     assert all(peer.name == name and peer.description for name, peer in PEERS.items())
 

@@ -245,11 +245,31 @@ def test_threads_share_a_plan() -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_another_number_of_threads_after_planning(threads: int) -> None:
+    (w, b), x = layer(300, 257), torch.randn(130, 257)
+    planned = plan.gelu_linear(w, b, rows=130)
+    before, count = planned(x), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    after = planned(x)
+    torch.set_num_threads(count)
+    assert_same_bits(after, before)
+
+
 # --- errors ---------------------------------------------------------------------------------------
 
 
 class _Subclass(Tensor):
     pass
+
+
+NO_MEMORY = "have memory but got a tensor without"
+
+
+def _freed() -> Tensor:
+    t = torch.ones(3, 20)
+    t.untyped_storage().resize_(0)
+    return t
 
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
@@ -279,6 +299,9 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: torch.ones(3, 20, requires_grad=True),
         "not require grad where autograd records but got one that does",
     ),
+    "zero": (lambda: torch._efficientzerotensor((3, 20)), NO_MEMORY),
+    "functional": (lambda: torch._to_functional_tensor(torch.ones(3, 20)), NO_MEMORY),
+    "freed": (_freed, NO_MEMORY),
 }
 
 
@@ -295,6 +318,28 @@ def test_bad_tensor_is_refused(bad: str, role: str) -> None:
     x = torch.ones(3, 20)
     call = (lambda: planned(make())) if role == "x" else (lambda: planned(x, make()))
     assert_refused(call, f"[plan.gelu_linear] {role} must {message}", x)
+
+
+def test_rope_refuses_a_tensor_without_memory() -> None:
+    planned, x = plan.rope((3, 2, 8), *tables()), torch.ones(3, 2, 8)
+    zero = torch._efficientzerotensor((3, 2, 8))
+    assert_refused(lambda: planned(zero), f"[plan.rope] x must {NO_MEMORY}")
+    assert_refused(lambda: planned(x, zero), f"[plan.rope] out must {NO_MEMORY}", x)
+
+
+def test_weights_and_tables_without_memory_are_zeros() -> None:
+    zeros, x = torch._efficientzerotensor, torch.randn(3, 20)
+    for w, b in ((zeros((4, 20)), torch.ones(4)), (torch.ones(4, 20), zeros((4,)))):
+        expected = plan.gelu_linear(w.clone(), b.clone(), rows=3)(x)
+        assert_same_bits(plan.gelu_linear(w, b, rows=3)(x), expected)
+    t = torch.randn(1, 2, 3, 8)
+    ids = zeros((3,), dtype=torch.int64)
+    for cos, sin in ((zeros((3, 4)), torch.ones(3, 4)), (torch.ones(3, 4), zeros((3, 4)))):
+        expected = fusedops.rope(t, cos.clone(), sin.clone(), ids.clone())
+        assert_same_bits(plan.rope(t.shape, cos, sin, ids)(t), expected)
+    functional = torch._to_functional_tensor(torch.ones(4, 20))
+    message = "[plan.gelu_linear] weight must have memory but got a tensor without"
+    assert_refused(lambda: plan.gelu_linear(functional, rows=3), message)
 
 
 def test_a_parameter_is_a_tensor() -> None:
@@ -395,6 +440,17 @@ def test_arguments_by_name() -> None:
     ("options", "message"),
     [
         ({"rows": -1}, "rows must be a size or a sequence of sizes but got -1"),
+        ({"rows": 2.0}, "rows must be a size or a sequence of sizes but got 2.0"),
+        ({"rows": None}, "rows must be a size or a sequence of sizes but got None"),
+        (
+            {"rows": 3, "threads": 1.5},
+            f"threads must be in [1, {torch.get_num_threads()}] (torch's) but got 1.5",
+        ),
+        (
+            {"rows": 3, "weight": fusedops.pack_linear(torch.ones(4, 3))},
+            "weight must be a torch.Tensor but got PackedLinear",
+        ),
+        ({"rows": 3, "bias": [1.0]}, "bias must be a torch.Tensor but got list"),
         ({"rows": "3"}, "rows must be a size or a sequence of sizes but got '3'"),
         ({"rows": 3, "threads": 0}, f"threads must be in [1, {torch.get_num_threads()}] (torch's)"),
         (

@@ -6,6 +6,14 @@
 namespace fusedops::FUSEDOPS_ISA {
 namespace {
 
+// As many vectors of T's compute type as an activation is best applied to at once: their chains of
+// instructions fill each other's gaps, until they no longer fit the registers. libm takes lane by
+// lane anyway.
+template <class T>
+constexpr int kTogether = sizeof(T) == 8   ? 1
+                          : sizeof(T) == 4 ? 3
+                                           : 4;
+
 struct Identity {
   template <class V>
   FUSEDOPS_INLINE V value(V x) {

@@ -7,6 +7,11 @@ namespace {
 // Bytes between a load and its prefetch: the arithmetic of a few vectors fills the processor's
 // window, so that loads would start late.
 constexpr int64_t kAhead = 1024;
+template <int Elements, class T>
+FUSEDOPS_INLINE void ask(const T* p) {
+  const char* line = reinterpret_cast<const char*>(p) + kAhead;
+  for (int64_t b = 0; b < Elements * static_cast<int64_t>(sizeof(T)); b += 64) prefetch(line + b);
+}
 
 template <class T>
 FUSEDOPS_INLINE void forward(const GeluArgs& a, int64_t begin, int64_t end) {
@@ -15,10 +20,15 @@ FUSEDOPS_INLINE void forward(const GeluArgs& a, int64_t begin, int64_t end) {
   T* y = static_cast<T*>(a.y);
   with_activation<T>(a.act, [&](auto act) {
     int64_t i = begin;
-    for (; i + V::N <= end; i += V::N) {
-      prefetch(x + i + kAhead / static_cast<int64_t>(sizeof(T)));
-      store(y + i, act.value(load<V>(x + i)));
-    }
+    const auto whole = [&](auto several) __attribute__((always_inline)) {
+      using W = decltype(several);
+      for (; i + W::N <= end; i += W::N) {
+        ask<W::N>(x + i);
+        store(y + i, act.value(load<W>(x + i)));
+      }
+    };
+    if constexpr (kTogether<T> > 1) whole(Many<V, kTogether<T>>{});
+    whole(V{});
     const int n = static_cast<int>(end - i);
     if (n > 0) store_n(y + i, act.value(load_n<V>(x + i, n)), n);
   });

@@ -110,6 +110,15 @@ struct LinearPart {
   bool new_rows;     // dots: the task before in this scratch had other rows
 };
 
+// Sums x @ w^T that another library made, of rows [row_begin, row_end) and columns
+// [col_begin, col_end) of y: data points to the first; it may be y itself.
+struct LinearSums {
+  const void* data;
+  int64_t stride;  // elements from row to row
+  bool rounded;    // in the type of y, else in the compute type
+  int64_t row_begin, row_end, col_begin, col_end;
+};
+
 // y = act(scale * (x @ w^T) + bias), x [m][k], w [n][k] in bf16 or int8, y [m][n], all of them
 // without gaps. `rows` is x as the kernels read it: floats, or bytes 128 + q with x = row_scale *
 // q. Behind the m rows of bytes lies one of 128s.

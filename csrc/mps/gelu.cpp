@@ -28,7 +28,7 @@ metal::Count count(const View& v, Activation act) {
 Tensor gelu(const Tensor& x, const Text& approximate) {
   constexpr const char* op = "gelu";
   const View v(x, Device::mps);
-  require_device(op, "x", x, Device::mps);
+  require_device(op, "x", x, v);
   const DType type = floating(op, "x", v);
   const Activation act = activation_of(op, approximate);
   Tensor y = empty_like_output(x, v);

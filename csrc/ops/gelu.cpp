@@ -14,7 +14,7 @@ int64_t elements_per_task(DType t) { return t == DType::f64 ? 256 : 8192; }
 
 Tensor gelu(const Tensor& x, const Text& approximate) {
   const View v(x);
-  require_cpu("gelu", "x", x);
+  require_device("gelu", "x", x, v);
   const DType type = floating("gelu", "x", v);
   GeluArgs a = {};
   a.act = activation_of("gelu", approximate);

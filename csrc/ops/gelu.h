@@ -14,8 +14,8 @@ inline bool same_strides(const View& a, const View& b) {
 
 inline void check_gelu_backward(const char* op, const Tensor& grad, const View& g, const Tensor& x,
                                 const View& v) {
-  require_device(op, "x", x, v.device);
-  require_device(op, "grad", grad, v.device);
+  require_device(op, "x", x, v);
+  require_device(op, "grad", grad, g);
   floating(op, "x", v);
   if (g.type != v.type)
     fail(op, "grad must have x's dtype ", name_of(v.type), " but got ", name_of(g.type));

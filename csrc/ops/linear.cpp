@@ -3,11 +3,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <new>
 #include <thread>
 
 #include "../parallel.h"
+#include "memory.h"
 
 namespace fusedops {
 
@@ -28,7 +28,9 @@ void LinearCall::run(Activation act, const View& y, const View* z) const {
   a.y = y.data;
   rows_of(y, a.ldy);
   if (z) a.z = z->data, rows_of(*z, a.ldz);
-  run_linear(a, type);
+  const Backend by =
+      a.packed ? Backend::engine : backend_for(Product::forward, type, a.m, a.n, a.k);
+  by == Backend::engine ? run_linear(a, type) : run_by_torch(a, type, by);
 }
 
 void LinearCall::run_into(Activation act, Tensor& out, const View& y) const {
@@ -69,43 +71,6 @@ LinearKernels kernels_for(DType t) {
 #undef OF
 }
 
-int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
-int64_t aligned(int64_t bytes) { return pieces(bytes, 64) * 64; }
-
-// Memory of a call, kept for the thread's next one: fresh pages cost more than what is done in
-// them.
-class Workspace {
- public:
-  ~Workspace() { std::free(memory_); }
-  char* get(int64_t bytes) {
-    if (bytes <= bytes_) return memory_;
-    std::free(memory_);
-    memory_ = nullptr, bytes_ = 0;
-    constexpr int64_t huge = int64_t{2} << 20;
-    const int64_t unit = bytes < huge / 8 ? 4096 : huge;
-    const int64_t size = std::max(pieces(bytes, unit), int64_t{2}) * unit;
-    memory_ = static_cast<char*>(
-        std::aligned_alloc(static_cast<size_t>(unit), static_cast<size_t>(size)));
-    if (!memory_)
-      fail("fusedops", "memory for the workspace must be available but got ", size,
-           " bytes refused");
-    advise_huge_pages(memory_, size);
-    bytes_ = size;
-    return memory_;
-  }
-  // Gives back what only an unusual call needs.
-  void trim() {
-    constexpr int64_t most = int64_t{64} << 20;
-    if (bytes_ <= most) return;
-    std::free(memory_);
-    memory_ = nullptr, bytes_ = 0;
-  }
-
- private:
-  char* memory_ = nullptr;
-  int64_t bytes_ = 0;
-};
-
 // Work is multiply-adds, and reading w once, which costs as much as some more of them.
 int64_t worker_count(const LinearArgs& a, int threads) {
   constexpr int64_t per_thread = int64_t{1} << 19;  // 5 to 10 us
@@ -121,6 +86,7 @@ constexpr int64_t kChunkBytes = 4 << 20;      // of packed x that pass by one pa
 constexpr int64_t kChunkRows = 1024;    // whose sums stay in the second cache between blocks of k
 constexpr int64_t kPanelsTogether = 8;  // of a task that has few rows
 constexpr int64_t kLeastRows = 128;     // worth a panel
+constexpr int64_t kLastParts = 8;       // of the last task of a worker, at most
 
 // y in tasks of `rows` rows (or tiles of rows) x `columns` columns.
 struct Tasks {
@@ -128,6 +94,7 @@ struct Tasks {
   int64_t m, rows, n, columns;
   int64_t scratch;  // bytes for each worker
   int64_t workers;
+  int64_t parts;  // the last task of a worker is handed out in so many, that all end together
 
   int64_t down() const { return pieces(m, rows); }
   int64_t across() const { return pieces(n, columns); }
@@ -135,6 +102,7 @@ struct Tasks {
 
 Tasks cut(const LinearArgs& a, const LinearShape& shape, bool dots, int threads) {
   Tasks t = {};
+  t.parts = 1;
   t.workers = worker_count(a, threads);
   t.dots = dots;
   t.n = a.n;
@@ -158,6 +126,8 @@ Tasks cut(const LinearArgs& a, const LinearShape& shape, bool dots, int threads)
   t.rows = pieces(t.m, chunks);
   t.scratch = aligned(shape.panel_bytes + t.rows * shape.tile_rows * shape.panel_row_bytes);
   t.own_rows = a.m <= kPrivateRows && a.m * shape.row_bytes <= kPrivateBytes;
+  // A panel that is not packed is transposed once more for each part.
+  if (t.workers > 1) t.parts = std::clamp<int64_t>(t.rows / (a.packed ? 4 : 12), 1, kLastParts);
   // One tile of rows passes a panel in a moment: several make a task.
   if (t.m == 1) t.columns *= std::clamp<int64_t>(t.across() / (8 * t.workers), 1, kPanelsTogether);
   // More workers than tasks still help to pack rows that are shared.
@@ -189,11 +159,16 @@ class Queue {
       Counter& taken = *std::launder(reinterpret_cast<Counter*>(memory_ + owner * kCounterBytes));
       const int64_t task = taken.fetch_add(1, std::memory_order_relaxed);
       const int64_t width = by_columns_ ? own : across;
-      if (task >= own * (by_columns_ ? down : across)) continue;
-      const int64_t row = task / width + (by_columns_ ? 0 : first);
-      const int64_t col = task % width + (by_columns_ ? first : 0);
-      part.row_begin = row * tasks_.rows;
-      part.row_end = std::min(tasks_.m, part.row_begin + tasks_.rows);
+      const int64_t last = own * (by_columns_ ? down : across) - 1;
+      if (last < 0) continue;
+      const int64_t whole = std::min(task, last);
+      const int64_t row = whole / width + (by_columns_ ? 0 : first);
+      const int64_t col = whole % width + (by_columns_ ? first : 0);
+      const int64_t begin = row * tasks_.rows, end = std::min(tasks_.m, begin + tasks_.rows);
+      const int64_t parts = whole == last ? std::min(tasks_.parts, end - begin) : 1;
+      if (task >= whole + parts) continue;
+      part.row_begin = begin + (task - whole) * (end - begin) / parts;
+      part.row_end = begin + (task - whole + 1) * (end - begin) / parts;
       part.col_begin = col * tasks_.columns;
       part.col_end = std::min(tasks_.n, part.col_begin + tasks_.columns);
       return true;

@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "../choice.h"
 #include "../run.h"
 #include "tensor.h"
 
@@ -70,6 +71,19 @@ struct LinearCall {
 int64_t packed_bytes(const LinearArgs& a, DType t);
 void run_pack(const LinearArgs& a, DType t, void* to);
 int64_t packed_columns(const LinearArgs& a, DType t);  // of one panel
+
+// run_linear with PyTorch's product, on a plain weight; `by` is aten or aten_direct.
+void run_by_torch(const LinearArgs& a, DType t, Backend by);
+
+// A matrix where it lies, rows and columns any stride apart.
+struct Matrix {
+  const void* data;
+  int64_t rows, columns, row_stride, column_stride;
+
+  Matrix transposed() const { return {data, columns, rows, column_stride, row_stride}; }
+};
+// out = a @ b by PyTorch, all of one dtype: rounded once, or as PyTorch does.
+void torch_product(const Matrix& a, const Matrix& b, const Matrix& out, DType t, Backend by);
 
 // How run_linear does one shape with a packed weight on the ISA in use, to be kept. Of `a` the
 // sizes count.

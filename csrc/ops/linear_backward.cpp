@@ -1,9 +1,8 @@
 // linear_backward, linear_activation_backward, gelu_linear_backward, gelu_linear_dz: schemas,
-// checks, CPU implementation; and whose matmul computes a gradient.
+// checks, CPU implementation.
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -11,26 +10,13 @@
 #include "../approximate.h"
 #include "../parallel.h"
 #include "linear.h"
+#include "memory.h"
 
 namespace fusedops {
 namespace {
 
 using MaybeTensor = std::optional<Tensor>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
-
-// Who multiplies; docs/design.md has the figures. Gradients of input are the engine's: it is ahead
-// everywhere. So it is in those of weight but for few rows, where the sums are short and storing
-// them is most of the work: in bf16 where PyTorch has an instruction for it, as the engine then.
-bool engine_multiplies_for_weight(int64_t rows, DType type) {
-  if (type == DType::f16) return true;
-  if (type != DType::bf16) return rows >= 2;
-  LinearArgs two = {};
-  two.k = 2;
-  LinearShape shape = {};
-  kernels().linear_shape_bf16(two, shape);
-  const bool in_pairs = shape.row_bytes < 2 * static_cast<int64_t>(sizeof(float));
-  return !in_pairs || rows >= 512;
-}
 
 // A tensor as rows one stride apart. Of the gradient of a sum, which is one element expanded, one
 // row is made and used for all.
@@ -61,17 +47,6 @@ class Rows {
   Tensor tensor_;
   std::vector<char> row_;
 };
-
-using Memory = std::unique_ptr<char, decltype(&std::free)>;
-
-Memory allocate(const char* op, int64_t bytes) {
-  char* p = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>((bytes + 64) & ~63)));
-  if (!p) fail(op, "memory for the workspace must be available but got ", bytes, " bytes refused");
-  advise_huge_pages(p, bytes);
-  return {p, &std::free};
-}
-
-int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 struct PreactKernels {
   void (*grad)(const PreactArgs&, int64_t, int64_t, int64_t, int64_t);
@@ -109,15 +84,6 @@ void run_preact(const char* op, PreactArgs a, DType type) {
                  [&](int64_t begin, int64_t end) { k.total(a, begin, end); });
 }
 
-// out = a @ b by PyTorch, on matrices.
-void torch_matmul(const Tensor& a, const Tensor& b, const Tensor& out) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 3> stack = {from(a), from(b), from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 // y [m][n] = x [m][k] @ w [k][n] by the engine.
 void engine_matmul(const void* x, int64_t ldx, const Rows& w, const Tensor& y, int64_t m, int64_t n,
                    int64_t k, DType type) {
@@ -144,7 +110,9 @@ Gradients backward(const char* op, Activation act, const Tensor& grad, const May
                                              : 0;
   int64_t m = 1;
   for (int64_t d = 0; d + 1 < g.rank(); d++) m *= g.size(d);
-  const bool own_dw = engine_multiplies_for_weight(m, type);
+  const Backend by_dx = backend_for(Product::input_gradient, type, m, n, k);
+  const Backend by_dw = backend_for(Product::weight_gradient, type, m, n, k);
+  const bool own_dw = by_dw == Backend::engine;
 
   const Rows dy(grad);
   PreactArgs a = {};
@@ -168,17 +136,28 @@ Gradients backward(const char* op, Activation act, const Tensor& grad, const May
   Tensor db = fresh(op, grad, {bias ? n : 0});
   if (bias) a.total = db.data_ptr();
   if (a.dz || a.transposed || a.total) run_preact(op, a, type);
-  if (!z && input && !own_dw) dz = torch::stable::reshape(grad, {m, n});
+  // dz, or dy where that is the same
+  const Matrix d = {z ? a.dz : a.dy, m, n, z ? n : a.lddy, 1};
 
   std::vector<int64_t> shape(g.sizes.begin(), g.sizes.end());
   shape.back() = k;
   Tensor dx = fresh(op, grad, weight ? shape : std::vector<int64_t>{0});
-  if (weight) engine_matmul(z ? a.dz : a.dy, z ? n : a.lddy, Rows(*weight), dx, m, k, n, type);
+  if (weight) {
+    const Rows w(*weight);
+    if (by_dx == Backend::engine)
+      engine_matmul(d.data, d.row_stride, w, dx, m, k, n, type);
+    else
+      torch_product(d, {w.data, n, k, w.stride, 1}, {dx.data_ptr(), m, k, k, 1}, type, by_dx);
+  }
   Tensor dw = fresh(op, grad, input ? std::vector<int64_t>{n, k} : std::vector<int64_t>{0});
-  if (input && own_dw)
-    engine_matmul(a.transposed, a.ldt, Rows(*input), dw, n, k, m, type);
-  else if (input)
-    torch_matmul(torch::stable::transpose(*dz, 0, 1), torch::stable::reshape(*input, {m, k}), dw);
+  if (input) {
+    const Rows x(*input);
+    if (own_dw)
+      engine_matmul(a.transposed, a.ldt, x, dw, n, k, m, type);
+    else
+      torch_product(d.transposed(), {x.data, m, k, x.stride, 1}, {dw.data_ptr(), n, k, k, 1}, type,
+                    by_dw);
+  }
   return {dx, dw, db};
 }
 

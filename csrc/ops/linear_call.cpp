@@ -50,8 +50,8 @@ namespace {
 // What a weight [n, k] of this type asks of the others.
 void check(const char* op, Device device, const Tensor& input, torch::headeronly::ScalarType type,
            int64_t n, int64_t k, const std::optional<Tensor>& bias) {
-  require_device(op, "input", input, device);
   const View x(input, device);
+  require_device(op, "input", input, x);
   floating(op, "input", x);
   if (type != x.type)
     fail(op, "weight must have input's dtype ", name_of(x.type), " but got ", name_of(type));
@@ -59,8 +59,8 @@ void check(const char* op, Device device, const Tensor& input, torch::headeronly
   if (x.size(-1) != k)
     fail(op, "input's last dimension must be weight's K = ", k, " but got shape ", shape_of(x));
   if (!bias) return;
-  require_device(op, "bias", *bias, device);
   const View b(*bias, device);
+  require_device(op, "bias", *bias, b);
   if (b.type != x.type)
     fail(op, "bias must have input's dtype ", name_of(x.type), " but got ", name_of(b.type));
   if (b.rank() != 1 || b.size(0) != n)
@@ -72,8 +72,8 @@ void check(const char* op, Device device, const Tensor& input, torch::headeronly
 LinearCall::LinearCall(const char* op_, const Tensor& input, const Tensor& weight,
                        const std::optional<Tensor>& bias, Device device_)
     : op(op_), device(device_), args{} {
-  require_device(op, "weight", weight, device);
   const View given(weight, device);
+  require_device(op, "weight", weight, given);
   if (given.rank() != 2)
     fail(op, "weight must have 2 dimensions [N, K] but got shape ", shape_of(given));
   args.n = given.size(0), args.k = given.size(1);
@@ -112,7 +112,7 @@ Tensor LinearCall::fresh_output() const { return fresh(op, input_, shape, device
 
 void LinearCall::check_out(const Tensor& out, const View& y,
                            std::initializer_list<const Tensor*> read) const {
-  require_device(op, "out", out, device);
+  require_device(op, "out", out, y);
   const View x(input_, device);
   if (y.type != x.type)
     fail(op, "out must have input's dtype ", name_of(x.type), " but got ", name_of(y.type));
@@ -136,14 +136,14 @@ void check_type(const char* op, const char* what, const View& v, const View& gra
 }  // namespace
 
 void check_grad(const char* op, const Tensor& grad, const View& g) {
-  require_device(op, "grad", grad, g.device);
+  require_device(op, "grad", grad, g);
   floating(op, "grad", g);
   if (g.rank() < 1) fail(op, "grad must have at least 1 dimension but got shape ", shape_of(g));
 }
 
 void check_z(const char* op, const Tensor& z, const View& g) {
-  require_device(op, "z", z, g.device);
   const View v(z, g.device);
+  require_device(op, "z", z, v);
   check_type(op, "z", v, g);
   if (!same_shape(v, g))
     fail(op, "z must have grad's shape ", shape_of(g), " but got ", shape_of(v));
@@ -152,8 +152,8 @@ void check_z(const char* op, const Tensor& z, const View& g) {
 void check_layer(const char* op, const std::optional<Tensor>& input,
                  const std::optional<Tensor>& weight, const View& g) {
   if (input) {
-    require_device(op, "input", *input, g.device);
     const View x(*input, g.device);
+    require_device(op, "input", *input, x);
     check_type(op, "input", x, g);
     if (x.rank() != g.rank() ||
         !std::equal(x.sizes.begin(), x.sizes.end() - 1, g.sizes.begin(), g.sizes.end() - 1))
@@ -161,8 +161,8 @@ void check_layer(const char* op, const std::optional<Tensor>& input,
            shape_of(x));
   }
   if (weight) {
-    require_device(op, "weight", *weight, g.device);
     const View w(*weight, g.device);
+    require_device(op, "weight", *weight, w);
     check_type(op, "weight", w, g);
     if (w.rank() != 2 || w.size(0) != g.size(-1))
       fail(op, "weight must be [N, K] with N = ", g.size(-1), " but got shape ", shape_of(w));

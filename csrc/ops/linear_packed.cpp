@@ -80,8 +80,8 @@ Header checked_header(const char* op, const View& v) {
 
 Tensor linear_pack(const Tensor& weight) {
   constexpr const char* op = "linear_pack";
-  require_cpu(op, "weight", weight);
   const View given(weight);
+  require_device(op, "weight", weight, given);
   const DType type = floating(op, "weight", given);
   if (given.rank() != 2)
     fail(op, "weight must have 2 dimensions [N, K] but got shape ", shape_of(given));
@@ -150,8 +150,8 @@ int64_t packed_weight_bytes(int64_t n, int64_t k, DType type) {
 }
 
 PackedWeight::PackedWeight(const char* op, const Tensor& packed, int64_t out_features) {
-  require_cpu(op, "packed", packed);
   const View v(packed);
+  require_device(op, "packed", packed, v);
   const Header h = checked_header(op, v);
   if (h.n != out_features)
     fail(op, "out_features must be the packed weight's N = ", h.n, " but got ", out_features);

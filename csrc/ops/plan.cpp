@@ -1,23 +1,13 @@
 // LinearPlan and RopePlan: everything about a call but x and y, decided and allocated ahead.
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 
 #include "linear.h"
+#include "memory.h"
 
 namespace fusedops {
 namespace {
-
-using Memory = std::unique_ptr<char, decltype(&std::free)>;
-
-Memory allocate(const char* op, int64_t bytes) {
-  const size_t rounded = (static_cast<size_t>(bytes) / 64 + 1) * 64;
-  char* p = static_cast<char*>(std::aligned_alloc(64, rounded));
-  if (!p) fail(op, "memory for the plan must be available but got ", bytes, " bytes refused");
-  advise_huge_pages(p, bytes);
-  return {p, &std::free};
-}
 
 Memory copy(const char* op, const void* from, int64_t bytes) {
   Memory to = allocate(op, bytes);

@@ -1,15 +1,13 @@
 // gelu_linear_quantized: schema, checks, threading, CPU implementation.
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <memory>
 #include <optional>
 #include <vector>
 
 #include "../approximate.h"
 #include "../parallel.h"
 #include "../run.h"
-#include "tensor.h"
+#include "memory.h"
 
 namespace fusedops {
 namespace {
@@ -21,8 +19,8 @@ constexpr const char* kOp = "gelu_linear_quantized";
 constexpr int64_t kMostBytes = int64_t{1} << 17;
 
 void check_vector(const char* what, const Tensor& t, int64_t n) {
-  require_cpu(kOp, what, t);
   const View v(t);
+  require_device(kOp, what, t, v);
   if (v.type != ScalarType::Float) fail(kOp, what, " must be float32 but got ", name_of(v.type));
   if (v.rank() != 1 || v.size(0) != n)
     fail(kOp, what, " must be [N] = [", n, "] but got shape ", shape_of(v));
@@ -30,9 +28,9 @@ void check_vector(const char* what, const Tensor& t, int64_t n) {
 
 DType check(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& scale,
             const std::optional<Tensor>& bias, bool quantize_input) {
-  require_cpu(kOp, "input", input);
-  require_cpu(kOp, "weight", weight);
   const View x(input), w(weight);
+  require_device(kOp, "input", input, x);
+  require_device(kOp, "weight", weight, w);
   if (x.type != ScalarType::Float && x.type != ScalarType::Half && x.type != ScalarType::BFloat16)
     fail(kOp, "input must be float32, float16 or bfloat16 but got ", name_of(x.type));
   if (w.type != ScalarType::BFloat16 && w.type != ScalarType::Char)
@@ -88,8 +86,6 @@ Kernels kernels_for(DType x, bool int8_weight, bool int8_input) {
 #undef PICK
 }
 
-int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
-
 // Work is products, and reading w once, which costs as much as some more of them.
 int64_t worker_count(const QuantizedArgs& a) {
   constexpr int64_t per_thread = int64_t{1} << 19;
@@ -106,15 +102,6 @@ int64_t rows_of_task(const QuantizedArgs& a, const QuantizedShape& s, int64_t wo
   return std::max(pieces(a.m, chunks), std::min(a.m, s.few_rows + 1));
 }
 
-using Memory = std::unique_ptr<char, decltype(&std::free)>;
-
-Memory allocate(int64_t bytes) {
-  char* p = static_cast<char*>(
-      std::aligned_alloc(64, static_cast<size_t>(pieces(std::max<int64_t>(bytes, 1), 64) * 64)));
-  if (!p) fail(kOp, "memory for the workspace must be available but got ", bytes, " bytes refused");
-  return {p, &std::free};
-}
-
 void run(QuantizedArgs a, const Kernels& k, bool int8_input) {
   if (a.m == 0 || a.n == 0) return;
   const int64_t workers = worker_count(a);
@@ -123,8 +110,8 @@ void run(QuantizedArgs a, const Kernels& k, bool int8_input) {
   const int64_t rows = rows_of_task(a, s, workers);
   k.shape(a, rows, s);
   a.row_bytes = s.row_bytes;
-  const int64_t scratch = pieces(s.scratch, 64) * 64, all_rows = (a.m + 1) * a.row_bytes;
-  const Memory memory = allocate(all_rows + workers * scratch + a.m * 4);
+  const int64_t scratch = aligned(s.scratch), all_rows = (a.m + 1) * a.row_bytes;
+  const Memory memory = allocate(kOp, all_rows + workers * scratch + a.m * 4);
   a.rows = memory.get();
   a.row_scale = reinterpret_cast<float*>(memory.get() + all_rows + workers * scratch);
   parallel_for(a.m, pieces(1 << 15, std::max<int64_t>(1, a.k)),

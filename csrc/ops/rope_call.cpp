@@ -18,8 +18,8 @@ void check_input(const RopeCall& c, const char* name, const View& x) {
 void check_tables(const RopeCall& c, const char* name, const View& x, int64_t batch, int64_t seq,
                   int64_t head_dim) {
   const View &cos = c.cos, &sin = c.sin;
-  require_device(c.op, "cos", c.cos_tensor, c.device);
-  require_device(c.op, "sin", c.sin_tensor, c.device);
+  require_device(c.op, "cos", c.cos_tensor, cos);
+  require_device(c.op, "sin", c.sin_tensor, sin);
   if (cos.type != sin.type)
     fail(c.op, "cos and sin must have one dtype but got ", name_of(cos.type), " and ",
          name_of(sin.type));
@@ -73,7 +73,7 @@ void check_positions(const RopeCall& c, int64_t batch, int64_t seq) {
     return;
   }
   const View ids(*c.position_ids, c.device);
-  require_device(c.op, "position_ids", *c.position_ids, c.device);
+  require_device(c.op, "position_ids", *c.position_ids, ids);
   if (ids.type != ScalarType::Int && ids.type != ScalarType::Long)
     fail(c.op, "position_ids must be int32 or int64 but got ", name_of(ids.type));
   const bool fits =
@@ -120,7 +120,7 @@ RopeArgs rope_arguments(const RopeCall& c, const View& x, const View& y, const V
 }
 
 void check_turned(const RopeCall& c, const char* name, const Tensor& x, const View& v) {
-  require_device(c.op, name, x, c.device);
+  require_device(c.op, name, x, v);
   check_input(c, name, v);
   const Dims size = ordered(v.sizes, v.rank() == 4, c.bshd);
   check_tables(c, name, v, batch_of(v), size.seq, size.dim);
@@ -139,7 +139,7 @@ void check_written(const RopeCall& c, const char* name, const View& y) {
 }
 
 void check_out(const RopeCall& c, const View& v, const Tensor& out, const View& o) {
-  require_device(c.op, "out", out, c.device);
+  require_device(c.op, "out", out, o);
   if (o.type != v.type)
     fail(c.op, "out must have x's dtype ", name_of(v.type), " but got ", name_of(o.type));
   if (!same_shape(o, v))

@@ -59,15 +59,6 @@ DType floating(const char* op, const char* what, const View& v) {
   }
 }
 
-void require_device(const char* op, const char* what, const Tensor& t, Device device) {
-  int32_t type = 0;
-  aoti_torch_get_device_type(t.get(), &type);
-  const bool cpu = device == Device::cpu;
-  if (type != (cpu ? aoti_torch_device_type_cpu() : aoti_torch_device_type_mps()))
-    fail(op, what, " must be on ", cpu ? "the CPU" : "MPS",
-         " like the other tensors but got another device");
-}
-
 namespace {
 
 // A term stride * i of an element's offset, low <= i <= high.
@@ -139,14 +130,33 @@ int64_t element_size(const View& v) {
     case ScalarType::Half:
     case ScalarType::BFloat16:
       return 2;
-    case ScalarType::Byte:
-      return 1;
-    default:
+    case ScalarType::Float:
+    case ScalarType::Int:
       return 4;
+    default:  // at least, of what no op takes
+      return 1;
   }
 }
 
 }  // namespace
+
+void require_device(const char* op, const char* what, const Tensor& t, const View& v) {
+  int32_t type = 0;
+  aoti_torch_get_device_type(t.get(), &type);
+  const bool cpu = v.device == Device::cpu;
+  if (type != (cpu ? aoti_torch_device_type_cpu() : aoti_torch_device_type_mps()))
+    fail(op, what, " must be on ", cpu ? "the CPU" : "MPS",
+         " like the other tensors but got another device");
+  if (v.numel == 0) return;
+  int64_t last = 0, bytes = 0;
+  aoti_torch_get_storage_offset(t.get(), &last);
+  aoti_torch_get_storage_size(t.get(), &bytes);
+  for (int64_t d = 0; d < v.rank(); d++) last += (v.size(d) - 1) * v.stride(d);
+  const int64_t needed = (last + 1) * element_size(v);
+  if (!v.data || bytes < needed)
+    fail(op, what, " must have a storage of at least ", needed, " bytes but got ", bytes,
+         v.data ? "" : " and no memory");
+}
 
 namespace {
 

@@ -12,6 +12,11 @@
 #include "../check.h"
 #include "../dtype.h"
 
+// A newer torch's name; under TORCH_TARGET_VERSION 2.10 it means the same.
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK
+#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
+
 namespace fusedops {
 
 using torch::stable::Tensor;
@@ -72,10 +77,9 @@ bool same_shape(const View& a, const View& b);
 // The dtype as the kernels name it; fails for anything but f32, f16, bf16 and, on the CPU, f64.
 DType floating(const char* op, const char* what, const View& v);
 
-void require_device(const char* op, const char* what, const Tensor& t, Device device);
-inline void require_cpu(const char* op, const char* what, const Tensor& t) {
-  require_device(op, what, t, Device::cpu);
-}
+// On the device of its view `v`, and with memory for all of its elements: a storage can be freed or
+// shrunk under a tensor (resize_).
+void require_device(const char* op, const char* what, const Tensor& t, const View& v);
 
 // Whether two elements of `v` share memory (a stride of 0, or strides that fold back), and whether
 // an element of `a` shares memory with one of `b`. Exact for any strides where both have one

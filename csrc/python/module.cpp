@@ -11,6 +11,7 @@
 
 #include "../approximate.h"
 #include "../check.h"
+#include "../choice.h"
 #include "../run.h"
 #include "plan.h"
 
@@ -97,6 +98,63 @@ double probe_pass(const std::string& probe, const std::string& way, const Array<
   return probe_once(probe, way, source.data(), target.mutable_data(), source.nbytes());
 }
 
+constexpr const char* kProducts[] = {"forward", "input_gradient", "weight_gradient"};
+constexpr const char* kTypes[] = {"f32", "f16", "bf16", "f64"};
+
+Product product_named(const std::string& name) {
+  for (int i = 0; i < 3; i++)
+    if (name == kProducts[i]) return static_cast<Product>(i);
+  fail("backend", "product must be forward, input_gradient or weight_gradient but got ", name);
+}
+
+// product, dtype, m, n, k, backend
+using Row = std::tuple<std::string, std::string, int64_t, int64_t, int64_t, std::string>;
+
+std::vector<Row> rows_of(const std::vector<Choice>& choices) {
+  std::vector<Row> rows;
+  for (const Choice& c : choices)
+    rows.emplace_back(kProducts[static_cast<int>(c.product)], kTypes[static_cast<int>(c.type)], c.m,
+                      c.n, c.k, name_of(c.backend));
+  return rows;
+}
+
+void install(const std::string& isa, int threads, const std::vector<Row>& rows) {
+  std::vector<Choice> choices;
+  for (const auto& [product, dtype, m, n, k, backend] : rows)
+    choices.push_back(
+        {product_named(product), dtype_named(dtype), m, n, k, backend_named(backend)});
+  install_choices(isa, threads, choices);
+}
+
+void bind_choice(py::module_& m) {
+  using namespace py::literals;
+  m.def("accelerate", &accelerate);
+  m.def("backend_names", &backend_names);
+  m.def("forced_backend", &forced_backend);
+  m.def("force_backend", &force_backend, "name"_a);
+  m.def(
+      "backend_for",
+      [](const std::string& product, const std::string& dtype, int64_t rows, int64_t n, int64_t k) {
+        return name_of(backend_for(product_named(product), dtype_named(dtype), rows, n, k));
+      },
+      "product"_a, "dtype"_a, "m"_a, "n"_a, "k"_a);
+  m.def("choice_bounds", [] {
+    return std::pair(std::vector<int64_t>(kRowsFrom.begin(), kRowsFrom.end()),
+                     std::vector<int64_t>(kFeaturesFrom.begin(), kFeaturesFrom.end()));
+  });
+  m.def(
+      "default_choices",
+      [](const std::string& isa, bool accelerate) {
+        return rows_of(default_choices(isa, accelerate));
+      },
+      "isa"_a, "accelerate"_a);
+  m.def(
+      "choices", [](const std::string& isa, int threads) { return rows_of(choices(isa, threads)); },
+      "isa"_a, "threads"_a);
+  m.def("install_choices", &install, "isa"_a, "threads"_a, "rows"_a);
+  m.def("forget_choices", &forget_choices);
+}
+
 using unlocked = py::call_guard<py::gil_scoped_release>;
 
 template <class T>
@@ -149,6 +207,7 @@ PYBIND11_MODULE(_C, m) {
         return packed_weight_bytes(n, k, dtype_named(dtype));
       },
       "n"_a, "k"_a, "dtype"_a, "Of what linear_pack returns on the ISA in use.");
+  bind_choice(m);
   bind_plans(m);
   bind_numpy<float>(m);
   bind_numpy<double>(m);

@@ -90,6 +90,7 @@ struct Call {
   py::object dtype, shape, like, like_shape;
   py::object refuse;  // (op, name, tensor, dtype, shape) says what is wrong with a tensor
   std::function<void(const void*, void*, bool, int64_t)> run;
+  bool reads, writes;  // any element
   bool takes_offset;
   int64_t usual_offset;
 
@@ -112,6 +113,9 @@ struct Call {
   void execute(py::handle x, py::handle y, bool fresh, int64_t offset) const {
     const void* from = torch.address(x);
     void* to = torch.address(y);
+    // Null in a freed storage, and in tensors that torch keeps no elements of (ZeroTensor).
+    if (reads && !from) fail(op.c_str(), "x must have memory but got a tensor without");
+    if (writes && !to) fail(op.c_str(), "out must have memory but got a tensor without");
     const py::gil_scoped_release released;
     run(from, to, fresh, offset);
   }
@@ -279,6 +283,8 @@ py::object snapshot(const py::object& tensor) {
   return own(PyCFunction_New(&called, self.ptr()));
 }
 
+bool any_element(const py::handle& shape) { return shape.attr("numel")().cast<int64_t>() > 0; }
+
 // Addresses are those of Tensor.data_ptr(). `given`: op, dtype, shape, like and refuse of Call,
 // and what Torch takes.
 void* at(uintptr_t address) { return reinterpret_cast<void*>(address); }
@@ -293,6 +299,8 @@ Call call_of(const py::dict& given) {
           like.attr("shape"),
           given["refuse"],
           {},
+          any_element(given["shape"]),
+          any_element(like.attr("shape")),
           false,
           0};
 }
@@ -330,6 +338,15 @@ py::object rope_plan(const py::dict& given, uintptr_t cos, uintptr_t sin, uintpt
   return object_of(std::move(call));
 }
 
+// What a plan does without what a call costs: neither tensor is looked at.
+void repeat_plan(const py::object& plan, uintptr_t x, uintptr_t out, int64_t times) {
+  if (Py_TYPE(plan.ptr()) != plan_type())
+    fail("repeat_plan", "plan must be a plan but got ", Py_TYPE(plan.ptr())->tp_name);
+  const Call& call = *reinterpret_cast<PlanObject*>(plan.ptr())->call;
+  const py::gil_scoped_release released;
+  for (int64_t i = 0; i < times; i++) call.run(at(x), at(out), false, call.usual_offset);
+}
+
 }  // namespace
 
 DType dtype_named(const std::string& name) {
@@ -350,6 +367,8 @@ void bind_plans(py::module_& m) {
   m.def("rope_plan", &rope_plan, "given"_a, "cos"_a, "sin"_a, "position_ids"_a, "shape"_a, "half"_a,
         "table_rows"_a, "table_batched"_a, "ids_batched"_a, "dtype"_a, "table_dtype"_a, "offset"_a,
         "bshd"_a, "interleaved"_a, "conjugate"_a);
+  m.def("repeat_plan", &repeat_plan, "plan"_a, "x"_a, "out"_a, "times"_a,
+        "Run a plan on addresses of contiguous tensors that fit it, some times; for the bench.");
 }
 
 }  // namespace fusedops

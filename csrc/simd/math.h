@@ -22,11 +22,14 @@
 #include <math.h>
 
 #include "gelu_tables.h"
-#include "simd.h"
+#include "many.h"
 
 namespace fusedops::FUSEDOPS_ISA {
 
-FUSEDOPS_INLINE const Exponents<float>& exponents(Vf) { return kExponentsF32; }
+template <OfFloats F>
+FUSEDOPS_INLINE const Exponents<float>& exponents(F) {
+  return kExponentsF32;
+}
 FUSEDOPS_INLINE const Exponents<double>& exponents(Vd) { return kExponentsF64; }
 
 template <class V, class T, int N>
@@ -36,7 +39,10 @@ FUSEDOPS_INLINE V polynomial(const T (&c)[N], V x) {
   for (int i = N - 2; i >= 0; i--) r = mul_add(r, x, set1<V>(c[i]));
   return r;
 }
-FUSEDOPS_INLINE Vf exp2_slope(Vf f) { return polynomial(kExp2F32, f); }
+template <OfFloats F>
+FUSEDOPS_INLINE F exp2_slope(F f) {
+  return polynomial(kExp2F32, f);
+}
 FUSEDOPS_INLINE Vd exp2_slope(Vd f) { return polynomial(kExp2F64, f); }
 
 // |x|, at most `limit`: beyond it results are what they are at the limit. NaN stays.
@@ -126,78 +132,90 @@ constexpr double kFar = 25;
 constexpr double kMills[9] = {1, -1, 3, -15, 105, -945, 10395, -135135, 2027025};
 FUSEDOPS_INLINE Vd mills(Vd t) { return polynomial(kMills, set1<Vd>(1) / (t * t)); }
 
-// t * 2^(a b + a_low b_low + bend): the bend of t is looked up by u. The table's second row is what
-// is added to the exponent without rounding, being short.
-template <int N>
-FUSEDOPS_INLINE Vf bent_tail(Vf t, Vf u, Vf a, Vf b, Vf a_low, Vf b_low,
+template <OfFloats F>
+FUSEDOPS_INLINE F positive(F x) {
+  return max(set1<F>(-0.), x);  // NaN stays
+}
+
+// max(x, 0) - t * 2^(a b + a_low b_low + bend): the bend of t is looked up by u. The table's second
+// row is what is added to the exponent without rounding, being short.
+template <OfFloats F, int N>
+FUSEDOPS_INLINE F bent_value(F x, F t, F u, F a, F b, F a_low, F b_low,
                              const float (&table)[N][16]) {
-  const Entry e = entry16(u);
-  const Vf d = t - lookup16(table[0], e), start = lookup16(table[1], e);
-  Vf bend = lookup16(table[N - 1], e);
+  const auto e = entry16(u);
+  const F d = t - lookup16(table[0], e), start = lookup16(table[1], e);
+  F bend = lookup16(table[N - 1], e);
 #pragma GCC unroll 5
   for (int i = N - 2; i >= 2; i--) bend = mul_add(bend, d, lookup16(table[i], e));
-  const Vf n = round(mul_add(a, b, start));
-  const Vf f = mul_add(bend, d, mul_add(a_low, b_low, fma(a, b, start - n)));
-  return scale2(mul_add(t * f, exp2_slope(f), t), n);
+  const F n = round(mul_add(a, b, start));
+  const F f = mul_add(bend, d, mul_add(a_low, b_low, fma(a, b, start - n)));
+  return positive(x) - scale2(mul_add(t * f, exp2_slope(f), t), n);
 }
 // The place in a table of t; past its end the last entry holds.
-FUSEDOPS_INLINE Vf place(Vf t, double scale) {
-  return min(set1<Vf>(15.5), mul_add(t, set1<Vf>(scale), set1<Vf>(1)));
+template <OfFloats F>
+FUSEDOPS_INLINE F place(F t, double scale) {
+  return min(set1<F>(15.5), mul_add(t, set1<F>(scale), set1<F>(1)));
 }
-FUSEDOPS_INLINE Vf positive(Vf x) { return max(set1<Vf>(-0.), x); }  // NaN stays
 
-FUSEDOPS_INLINE Vf gelu(Vf x) {
-  const Vf t = min_abs(x, 14.9), c = set1<Vf>(kExponentsF32.half_square[0]);
-  const Vf s = t * t, s_low = fma(t, t, -s);
-  return positive(x) - bent_tail(t, t + set1<Vf>(1), s, c, s_low, c, kGeluBend);
+template <OfFloats F>
+FUSEDOPS_INLINE F gelu(F x) {
+  const F t = min_abs(x, 14.9), c = set1<F>(kExponentsF32.half_square[0]);
+  const F s = t * t, s_low = fma(t, t, -s);
+  return bent_value(x, t, t + set1<F>(1), s, c, s_low, c, kGeluBend);
 }
-FUSEDOPS_INLINE Vf gelu_tanh(Vf x) {
-  const Vf t = min_abs(x, 11);
-  const Sum<Vf> e = tanh_exponent(t);
-  return positive(x) - bent_tail(t, place(t, 2.4375), t, e.high, t, e.low, kTanhBend);
+template <OfFloats F>
+FUSEDOPS_INLINE F gelu_tanh(F x) {
+  const F t = min_abs(x, 11);
+  const Sum<F> e = tanh_exponent(t);
+  return bent_value(x, t, place(t, 2.4375), t, e.high, t, e.low, kTanhBend);
 }
-FUSEDOPS_INLINE Vf gelu_quick(Vf x) {
+template <OfFloats F>
+FUSEDOPS_INLINE F gelu_quick(F x) {
   const auto& c = kExponentsF32.quick;
-  const Vf t = min_abs(x, 65), high = set1<Vf>(c[0]), low = set1<Vf>(c[1]);
-  return positive(x) - bent_tail(t, place(t, 1.125), t, high, t, low, kQuickBend);
+  const F t = min_abs(x, 65), high = set1<F>(c[0]), low = set1<F>(c[1]);
+  return bent_value(x, t, place(t, 1.125), t, high, t, low, kQuickBend);
 }
-FUSEDOPS_INLINE Vf silu(Vf x) {
+template <OfFloats F>
+FUSEDOPS_INLINE F silu(F x) {
   const auto& c = kExponentsF32.silu;
-  const Vf t = min_abs(x, 110), high = set1<Vf>(c[0]), low = set1<Vf>(c[1]);
-  return positive(x) - bent_tail(t, place(t, 0.65625), t, high, t, low, kSiluBend);
+  const F t = min_abs(x, 110), high = set1<F>(c[0]), low = set1<F>(c[1]);
+  return bent_value(x, t, place(t, 0.65625), t, high, t, low, kSiluBend);
 }
 
 // For results that are rounded to f16 or bf16: within a small part of half an ulp of those. log2 of
 // the tail is one cubic; up to t = 7, where f16 results are 0, there are tables of half the width.
-FUSEDOPS_INLINE Vf narrow_value(Vf x, Vf t, Vf u, const float (&table)[4][16]) {
-  const Entry e = entry16(u);
-  Vf log = lookup16(table[3], e);
+template <OfFloats F>
+FUSEDOPS_INLINE F narrow_value(F x, F t, F u, const float (&table)[4][16]) {
+  const auto e = entry16(u);
+  F log = lookup16(table[3], e);
 #pragma GCC unroll 3
   for (int i = 2; i >= 0; i--) log = mul_add(log, t, lookup16(table[i], e));
-  const Vf n = round(log);
+  const F n = round(log);
   return mul_add(-t, scale2(polynomial(kExp2Narrow, log - n), n), positive(x));
 }
 template <class T>
 constexpr bool kHalf = false;
 template <>
 constexpr bool kHalf<f16> = true;
-template <class T>
-FUSEDOPS_INLINE Vf gelu_narrow(Vf x) {
-  const Vf t = min_abs(x, kHalf<T> ? 7 : 14.9);
-  return narrow_value(x, t, t + set1<Vf>(kHalf<T> ? 0.5 : 1), kHalf<T> ? kGeluLogHalf : kGeluLog);
+template <class T, OfFloats F>
+FUSEDOPS_INLINE F gelu_narrow(F x) {
+  const F t = min_abs(x, kHalf<T> ? 7 : 14.9);
+  return narrow_value(x, t, t + set1<F>(kHalf<T> ? 0.5 : 1), kHalf<T> ? kGeluLogHalf : kGeluLog);
 }
-template <class T>
-FUSEDOPS_INLINE Vf gelu_tanh_narrow(Vf x) {
-  const Vf t = min_abs(x, kHalf<T> ? 7 : 11);
-  return narrow_value(x, t, t + set1<Vf>(kHalf<T> ? 0.5 : 1), kHalf<T> ? kTanhLogHalf : kTanhLog);
+template <class T, OfFloats F>
+FUSEDOPS_INLINE F gelu_tanh_narrow(F x) {
+  const F t = min_abs(x, kHalf<T> ? 7 : 11);
+  return narrow_value(x, t, t + set1<F>(kHalf<T> ? 0.5 : 1), kHalf<T> ? kTanhLogHalf : kTanhLog);
 }
-FUSEDOPS_INLINE Vf gelu_quick_narrow(Vf x) {
-  const Vf t = min_abs(x, 65);
-  return narrow_value(x, t, min(set1<Vf>(15.5), t + set1<Vf>(1)), kQuickLog);
+template <OfFloats F>
+FUSEDOPS_INLINE F gelu_quick_narrow(F x) {
+  const F t = min_abs(x, 65);
+  return narrow_value(x, t, min(set1<F>(15.5), t + set1<F>(1)), kQuickLog);
 }
-FUSEDOPS_INLINE Vf silu_narrow(Vf x) {
-  const Vf t = min_abs(x, 110);
-  return narrow_value(x, t, min(set1<Vf>(31), t + set1<Vf>(2)), kSiluLog);
+template <OfFloats F>
+FUSEDOPS_INLINE F silu_narrow(F x) {
+  const F t = min_abs(x, 110);
+  return narrow_value(x, t, min(set1<F>(31), t + set1<F>(2)), kSiluLog);
 }
 
 FUSEDOPS_INLINE Vd gelu(Vd x) {

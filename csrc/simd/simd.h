@@ -30,11 +30,18 @@
 //   sum(v)              of all lanes, in a fixed order
 //   sums(r)             lane i is the sum of all lanes of r[i], in a fixed order
 //   broadcast<V>(p)     all lanes *p, loaded once and held in a register
+//   factors<V, n>(p), factor<V>(f, i)  n values in memory, read at once where an instruction can
+//                       take one lane of a register for all; and the i-th of them, i known to the
+//                       compiler: an a of mul_add and of the dot products below, in all lanes
 //   kVectorRegisters    that an instruction can name: 16 or 32
 //   kBf16Dot            whether there is a dot product of bf16 pairs, in Vec<float> lanes that hold
 //                       two bf16 each: load_pairs(p), load_pairs_n(p, n) (2N and the first n
 //                       elements), pair_up(a, b) (of widened lanes), dot_pairs(acc, a, b). It takes
 //                       subnormals as 0.
+//   kF16Dot             the same for f16, exact products, one rounding each: load_pairs,
+//                       load_pairs_n; pair_up_f16(a, b); dot_f16_pairs(acc, a, b): the sums of all
+//                       lanes are the dot product, not lane by lane; lane by lane where a is a
+//                       factor and b was moved by pack_pairs(b)
 //   prefetch(p), prefetch_far(p), prefetch_to_write(p)  hints, any address: into the first cache,
 //                       the second, and to be overwritten
 //   copy_string(to, from, n)  n bytes by the CPU's own copy instruction, else by memcpy
@@ -79,6 +86,12 @@ struct Vec;
 
 namespace fusedops::FUSEDOPS_ISA {
 
+#ifdef FUSEDOPS_F16_DOT
+constexpr bool kF16Dot = true;
+#else
+constexpr bool kF16Dot = false;
+#endif
+
 FUSEDOPS_INLINE void copy_string(char* to, const char* from, int64_t n) {
 #if defined(__x86_64__)
   __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n)::"memory");
@@ -95,6 +108,17 @@ FUSEDOPS_INLINE void prefetch_to_write(const void* p) {
 #endif
 }
 FUSEDOPS_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+#ifndef FUSEDOPS_LANE_FACTORS
+template <class V, int n, class T>
+FUSEDOPS_INLINE const T* factors(const T* p) {
+  return p;
+}
+template <class V, class T>
+FUSEDOPS_INLINE V factor(const T* p, int i) {
+  return broadcast<V>(p + i);
+}
+#endif
 
 // Headers overload these where both vectors together are cheaper.
 template <class T, class V>

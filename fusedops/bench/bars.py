@@ -6,15 +6,17 @@ tenth of its bound is taken up to twice more and the median counts: machines hav
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 
+from fusedops.bench.counts import Counts, counts
 from fusedops.bench.record import Case, Regime, Result, Row
 from fusedops.bench.report import digits, table
 from fusedops.bench.timing import verdict
-from fusedops.testing import SPECS, Bar
+from fusedops.testing import SPECS, Bar, Linear
 
 __all__ = ["Check", "candidates", "check", "figure", "grouped", "holds", "text"]
 
@@ -23,6 +25,7 @@ AGAIN = 2  # times at most
 # What is as fast as another within the noise is not slower than it; but noise excuses only so much.
 NOT_SLOWER = "not slower"
 MOST_NOISE = 0.25
+AT_MOST = ("time", "counted", "us")  # kinds of bars whose figures must stay below the bound
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Check:
     verdicts: list[bool] = field(default_factory=list)
     fault: str | None = None  # of the subject: whatever its figure, the bar does not hold
     reason: str | None = None
+    counted: Counts | None = None  # what the bound was made of
 
     @property
     def figure(self) -> float | None:
@@ -67,7 +71,7 @@ class Check:
 
 def holds(bar: Bar, value: float) -> bool:
     """Whether a figure reaches, or stays below, what the bar wants."""
-    return value <= bar.bound if bar.kind in ("time", "us") else value >= bar.bound
+    return value <= bar.bound if bar.kind in AT_MOST else value >= bar.bound
 
 
 def grouped(glob: str, ops: Iterable[str], threads: int, isa: str) -> dict[Case, list[Check]]:
@@ -80,15 +84,26 @@ def grouped(glob: str, ops: Iterable[str], threads: int, isa: str) -> dict[Case,
             case = Case(
                 op, bar.shape, bar.dtype, Regime.parse(bar.regime), bar.threads or threads, isa
             )
-            groups.setdefault(case, []).append(Check(op, bar))
+            groups.setdefault(case, []).append(_check(op, bar, isa))
     return groups
+
+
+def _check(op: str, bar: Bar, isa: str) -> Check:
+    """The bar, with the bound that is counted where it has none of its own."""
+    if bar.kind != "counted":
+        return Check(op, bar)
+    sample = SPECS[op].sample(bar.shape)
+    assert isinstance(sample, Linear)
+    counted = counts(sample.k, bar.dtype, isa)
+    bound = math.nan if counted is None else counted.bound
+    return Check(op, replace(bar, bound=bound), counted=counted)
 
 
 def candidates(checks: Sequence[Check], every: Sequence[str], subject: str) -> list[str]:
     """What has to run for these bars, the subject first; ``every`` is what "best" means."""
     names = [subject]
     for one in checks:
-        names += _against(one.bar, every)
+        names += [one.bar.candidate or subject, *_against(one.bar, every)]
     return list(dict.fromkeys(names))
 
 
@@ -110,6 +125,7 @@ def check(
 def figure(one: Check, result: Result, every: Sequence[str], subject: str) -> None:
     """Add to a check what a measurement of its case says."""
     rows = {row.candidate: row for row in result.rows}
+    subject = one.bar.candidate or subject
     own = rows.get(subject)
     if own is None:
         one.reason = result.absent.get(subject, "it did not run")
@@ -118,6 +134,9 @@ def figure(one: Check, result: Result, every: Sequence[str], subject: str) -> No
         one.fault = own.fault
         return
     kind = one.bar.kind
+    if math.isnan(one.bar.bound):
+        one.reason = f"{result.case.isa} has no count of this loop: make instructions"
+        return
     if kind == "us":
         one.figures.append(1e6 * own.seconds.median)
     elif kind == "limit":
@@ -128,7 +147,7 @@ def figure(one: Check, result: Result, every: Sequence[str], subject: str) -> No
             one.reason = _reason(one.bar, every, rows, result)
             return
         ratio = own.times_faster[best.candidate]
-        one.figures.append(1.0 / ratio.median if kind == "time" else ratio.median)
+        one.figures.append(1.0 / ratio.median if kind in AT_MOST else ratio.median)
         one.verdicts.append(
             verdict(ratio, result.noise) != "slower" and ratio.median * (1.0 + MOST_NOISE) >= 1.0
         )
@@ -139,7 +158,7 @@ def text(checks: Sequence[Check]) -> str:
     lines = []
     for one in checks:
         bar, value = one.bar, one.figure
-        sign = "<=" if bar.kind in ("time", "us") else ">="
+        sign = "<=" if bar.kind in AT_MOST else ">="
         bound = "noise" if bar.kind == NOT_SLOWER else digits(bar.bound)
         lines.append(
             (
@@ -148,7 +167,7 @@ def text(checks: Sequence[Check]) -> str:
                 f"{sign} {bound}",
                 _what(bar),
                 _case(one),
-                one.fault or one.reason or _again(one),
+                _remarks(one),
             )
         )
     states = [one.state for one in checks]
@@ -180,7 +199,7 @@ def _reason(bar: Bar, every: Sequence[str], rows: dict[str, Row], result: Result
 def _what(bar: Bar) -> str:
     against = "the best other candidate" if bar.against == "best" else bar.against
     against = against.replace(",", " and ")
-    if bar.kind == "time":
+    if bar.kind in ("time", "counted"):
         return f"of the time of {bar.against}"
     return {
         "us": "us a call",
@@ -195,10 +214,16 @@ def _case(one: Check) -> str:
     threads = "" if bar.threads is None else f", {bar.threads} thread{'s' * (bar.threads != 1)}"
     regime = f", {bar.regime}" if bar.regime else ""
     sample = SPECS[one.op].sample(bar.shape)
-    return f"{one.op} {sample.size} {bar.dtype}{regime}{threads} ({bar.shape})"
+    candidate = f" {bar.candidate}" if bar.candidate else ""
+    return f"{one.op}{candidate} {sample.size} {bar.dtype}{regime}{threads} ({bar.shape})"
 
 
-def _again(one: Check) -> str:
-    if len(one.figures) < 2:
-        return ""
-    return f"median of {len(one.figures)} runs: {', '.join(digits(v) for v in one.figures)}"
+def _remarks(one: Check) -> str:
+    parts = [] if one.counted is None else [str(one.counted)]
+    why = one.fault or one.reason
+    if why is not None:
+        parts.append(why)
+    elif len(one.figures) > 1:
+        figures = ", ".join(digits(v) for v in one.figures)
+        parts.append(f"median of {len(one.figures)} runs: {figures}")
+    return "; ".join(parts)

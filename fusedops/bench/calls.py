@@ -1,10 +1,15 @@
-"""What a call costs besides the work: microseconds of tiny shapes, by every way to call."""
+"""What a call costs besides the work: microseconds of tiny shapes, by every way to call.
+
+The work is ``kernel``: a plan that C++ runs many times in a row on the same addresses. A plan may
+cost no more than ``OVER_KERNEL`` beyond it.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from time import perf_counter as now  # before any candidate is imported
 from typing import Any
 
 import torch
@@ -15,15 +20,19 @@ from fusedops import _C
 from fusedops.bench.measure import COPIES, Entry
 from fusedops.bench.peers import PEERS
 from fusedops.bench.peers.peer import warm_outputs
-from fusedops.bench.record import Case, Regime
+from fusedops.bench.record import Case, Regime, Result
+from fusedops.bench.report import duration, table
 from fusedops.bench.timing import Candidate
 from fusedops.ladder.cpp import prepare_gelu_linear, prepare_rope
 from fusedops.nn import GELULinear
 from fusedops.testing import SPECS, Call, Linear, OpSpec, Sample
 
-__all__ = ["SUBJECT", "Calls", "cases"]
+__all__ = ["OVER_KERNEL", "SUBJECT", "Calls", "cases", "over_kernel", "text"]
 
 SUBJECT = "public"
+OVER_KERNEL = 1.5e-6  # seconds that a planned call may take beyond its kernel
+PLANS = ("plan", "plan_out")
+REPEATS = 200  # of the kernel, under one reading of the clock
 TINY = Linear("calls/1x16->16", (1,), 16, 16, approximate="none")
 
 
@@ -61,9 +70,13 @@ def cases(threads: int, isa: str) -> Iterator[Calls]:
         Entry("module", _module, note="fusedops.nn.GELULinear"),
         Entry("frozen", _frozen, note="the same, fusedops.freeze"),
     )
+    kernels = (
+        Entry("kernel", _rope_kernel, yardstick=True, note="the plan in a C++ loop"),
+        Entry("kernel", _gelu_linear_kernel, yardstick=True, note="the plan in a C++ loop"),
+    )
     for op, sample, special in (
-        ("rope", rope, (direct[0], in_place, arrays[0], *plans[0])),
-        ("gelu_linear", TINY, (direct[1], arrays[1], *plans[1], *kept)),
+        ("rope", rope, (direct[0], in_place, arrays[0], *plans[0], kernels[0])),
+        ("gelu_linear", TINY, (direct[1], arrays[1], *plans[1], kernels[1], *kept)),
     ):
         entries = (
             Entry(SUBJECT, _public, note=f"fusedops.{op}"),
@@ -75,6 +88,25 @@ def cases(threads: int, isa: str) -> Iterator[Calls]:
             Entry.of(PEERS["compile"]),
         )
         yield Calls(Case(op, sample.name, "f32", Regime(), threads, isa), sample, entries)
+
+
+def over_kernel(result: Result) -> dict[str, float]:
+    """Seconds beyond the bare kernel, of each planned call that the result has."""
+    medians = {row.candidate: row.seconds.median for row in result.rows if row.fault is None}
+    if "kernel" not in medians:
+        return {}
+    return {name: medians[name] - medians["kernel"] for name in PLANS if name in medians}
+
+
+def text(results: Iterable[Result]) -> str:
+    """What planned calls cost beyond their kernels, and what they may; nothing without a kernel."""
+    lines = [
+        (result.case.op, name, duration(max(cost, 0.0)), "FAILED" if cost > OVER_KERNEL else "ok")
+        for result in results
+        for name, cost in over_kernel(result).items()
+    ]
+    columns = ("op", "call", "over the kernel", f"at most {duration(OVER_KERNEL)}")
+    return table(columns, lines) if lines else ""
 
 
 def _public(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
@@ -137,6 +169,27 @@ def _rope_plan_out(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any
 def _gelu_linear_plan_out(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
     (out,) = warm_outputs(spec, call)
     return functools.partial(_gelu_linear_plan(spec, call, regime), out)
+
+
+def _rope_kernel(spec: OpSpec, call: Call, regime: Regime) -> Candidate:
+    return _kernel(prepare_rope(*call.args, **call.kwargs), *warm_outputs(spec, call))  # type: ignore[arg-type]
+
+
+def _gelu_linear_kernel(spec: OpSpec, call: Call, regime: Regime) -> Candidate:
+    return _kernel(prepare_gelu_linear(*call.args, **call.kwargs), *warm_outputs(spec, call))  # type: ignore[arg-type]
+
+
+def _kernel(planned: Callable[[], Tensor], out: Tensor) -> Candidate:
+    assert isinstance(planned, functools.partial)
+    assert isinstance(planned.func, _C.Plan)
+    plan, (x,) = planned.func, planned.args
+
+    def seconds() -> float:
+        start = now()
+        _C.repeat_plan(plan, x.data_ptr(), out.data_ptr(), REPEATS)
+        return (now() - start) / REPEATS
+
+    return Candidate(lambda: None, seconds=seconds)
 
 
 def _packed(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:

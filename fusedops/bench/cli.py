@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -62,7 +63,8 @@ def add_parser(commands: Any) -> None:
     add(
         "--shape", default=None, metavar="GLOB", help="of <model>/<phase>, such as 'llama*/decode*'"
     )
-    add("--dtype", default="f32,bf16", help="of f32,bf16,f16,f64 (default: %(default)s)")
+    usual = "f32,bf16; with f16 for the ladder, --forms and the --sweep of a matmul"
+    add("--dtype", help=f"of f32,bf16,f16,f64 (default: {usual})")
     add(
         "--regime",
         default="",
@@ -76,8 +78,9 @@ def add_parser(commands: Any) -> None:
     add("--candidate", metavar="FILE.py:FUNCTION", help="a function of your own as the subject")
     add("--quick", action="store_true", help="few shapes, little time, a wider noise band")
     add("--seconds", type=float, help="of timing per case, without warm-up and verification")
-    add("--sweep", type=int, metavar="N", help="N random shapes; prints the worst")
+    add("--sweep", type=int, metavar="N", help="N random shapes in each dtype; prints the worst")
     add("--seed", type=int, default=1, help="of --sweep (default: %(default)s)")
+    add("--part", default="1/1", metavar="K/N", help="every Nth shape of --sweep from the Kth on")
     add("--forms", nargs="?", const="*", metavar="GLOB", help="models' shapes in every layout")
     add("--bars", nargs="?", const="*", metavar="GLOB", help="check the speed that must hold")
     add("--json", metavar="FILE", help="keep the record there; - is standard output")
@@ -174,7 +177,8 @@ def _execute(options: argparse.Namespace, plan: Plan, session: Session) -> int:
     if options.sweep is not None or options.forms is not None:
         return _sweep(list(_shapes(options, plan)), options.peers is None, plan, session)
     jobs = {"ladder": _ladder_jobs, "calls": _calls_jobs}.get(options.what, _op_jobs)
-    return _jobs(list(jobs(options, plan)), session, rivals=options.what != "calls")
+    code = _jobs(list(jobs(options, plan)), session, rivals=options.what != "calls")
+    return max(code, _over_kernel(session)) if options.what == "calls" else code
 
 
 # --- the parts ------------------------------------------------------------------------------------
@@ -245,6 +249,14 @@ def _jobs(jobs: list[Job], session: Session, rivals: bool) -> int:
     return int(bool(wrong))
 
 
+def _over_kernel(session: Session) -> int:
+    """Prints what plans cost beyond their kernels; 1 where it is too much."""
+    costs = [cost for result in session.results for cost in calls.over_kernel(result).values()]
+    if costs:
+        session.print(calls.text(session.results))
+    return int(any(cost > calls.OVER_KERNEL for cost in costs))
+
+
 def _faults(result: Result, subject: str) -> Iterator[str]:
     """What is wrong with the subject; what it cannot do is no fault as long as it says so."""
     for row in result.rows:
@@ -257,7 +269,7 @@ def _faults(result: Result, subject: str) -> Iterator[str]:
 
 def _bars(glob: str, plan: Plan, session: Session) -> int:
     subject = plan.subject.name
-    every = [name for name in PEERS if name != subject and PEERS[name].missing() is None]
+    every = [name for name in PEERS if name not in report.OURS and PEERS[name].missing() is None]
     groups = bars.grouped(glob, plan.ops, plan.threads[0], plan.isas[0])
     session.begin(len(groups))
     for case, checks in groups.items():
@@ -286,7 +298,8 @@ def _shapes(options: argparse.Namespace, plan: Plan) -> Iterator[sweep.Shape]:
             if options.forms is not None:
                 yield from sweep.forms(op, options.forms, *rest)
             else:
-                yield from sweep.shapes(op, options.sweep, options.seed, *rest)
+                part = _part(options.part)
+                yield from sweep.shapes(op, options.sweep, options.seed, *rest, part)
 
 
 def _sweep(todo: list[sweep.Shape], compiling: bool, plan: Plan, session: Session) -> int:
@@ -324,6 +337,12 @@ def _plan(options: argparse.Namespace) -> Plan:
         _require_forms(options.what, options.forms)
     if options.sweep is not None and options.sweep < 1:
         raise ValueError(f"[bench] --sweep must be at least 1 but got {options.sweep}")
+    _, parts = _part(options.part)
+    if parts > (options.sweep or 1):
+        raise ValueError(
+            f"[bench] --part must have at most as many parts as --sweep has shapes "
+            f"but got {options.part}"
+        )
     if options.seconds is not None and not 0 <= options.seconds < float("inf"):
         raise ValueError(f"[bench] --seconds must be at least 0 but got {options.seconds:g}")
     ops = (options.what,) if options.what in SPECS else tuple(SPECS)
@@ -372,10 +391,20 @@ def _samples(op: str, options: argparse.Namespace) -> Iterator[Sample]:
 
 
 def _given_dtypes(options: argparse.Namespace) -> tuple[str, ...]:
+    swept = options.sweep is not None and options.what in measure.MATMULS
+    every = options.what == "ladder" or options.forms is not None or swept
     text = options.dtype
-    if (options.what == "ladder" or options.forms is not None) and text == "f32,bf16":
-        text = "f32,bf16,f16"
+    if text is None:
+        text = "f32,bf16,f16" if every else "f32,bf16"
     return _among("--dtype", text.split(","), DTYPES)
+
+
+def _part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    first, of = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= first <= of:
+        raise ValueError(f"[bench] --part must be K/N with K from 1 to N but got {text!r}")
+    return first, of
 
 
 def _threads(text: str) -> tuple[int, ...]:

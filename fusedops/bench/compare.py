@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fusedops.bench.record import Case, Quantiles, Record, Result, Row
-from fusedops.bench.report import YARDSTICKS, digits, percent, table
+from fusedops.bench.report import OURS, YARDSTICKS, digits, percent, table
 
 __all__ = ["Change", "compare", "same_class", "text"]
 
@@ -126,7 +126,7 @@ def _best_common(old: Result, new: Result, subject: str) -> str | None:
         name
         for name in good[0]
         if name in good[1]
-        and name != subject
+        and name not in (OURS if subject in OURS else (subject,))
         and name not in YARDSTICKS
         and all(row is not None and name in row.times_faster for row in own)
     ]

@@ -7,14 +7,15 @@ import os
 import platform
 import re
 import shutil
-import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 import fusedops
-from fusedops import _C
+from fusedops import _C, choice
+from fusedops._machine import cpu_family, cpu_name, output
 from fusedops.bench.limits import Limits, has_matrix_unit
 
 __all__ = ["cpu_name", "fingerprint", "text"]
@@ -45,6 +46,7 @@ def text(progress: Callable[[str], None] = lambda name: None) -> str:
         ("isa compiled", " ".join(fusedops.isa.compiled())),
         ("isa supported", machine["isas"]),
         ("isa in use", machine["isa"]),
+        *_backends(),
         ("caches", machine["caches"]),
         ("last cache", _size(_C.last_cache_bytes())),
         ("huge pages", machine["thp"]),
@@ -58,7 +60,7 @@ def text(progress: Callable[[str], None] = lambda name: None) -> str:
 
 def fingerprint() -> dict[str, str]:
     """What a figure depends on, one line each; "commit" only where the package is in a checkout."""
-    family = _family()
+    family = cpu_family()
     isa, threads = fusedops.isa.current(), torch.get_num_threads()
     numbers = re.match(r"family (\d+)", family)
     parts = (_short(cpu_name()), f"fam{numbers[1]}" if numbers else "", f"{threads}t", isa)
@@ -84,14 +86,6 @@ def fingerprint() -> dict[str, str]:
     return {name: " ".join(value.split()) for name, value in found.items() if value}
 
 
-def cpu_name() -> str:
-    """The processor as the system names it."""
-    name = _cpuinfo().get("model name", "")
-    if not name and shutil.which("sysctl"):
-        name = _output("sysctl", "-n", "machdep.cpu.brand_string")
-    return name or platform.processor() or platform.machine()
-
-
 def _limits(progress: Callable[[str], None]) -> list[tuple[str, str]]:
     """A line per limit, a column per number of threads."""
     columns = []
@@ -106,6 +100,22 @@ def _limits(progress: Callable[[str], None]) -> list[tuple[str, str]]:
         cells = "".join(f"{_rate(name, rates[name]):>14}" for _, rates in columns)
         what = f"  {_C.fma_unit(name.removeprefix('fma '))}" if name.startswith("fma ") else ""
         rows.append((name, cells + what))
+    return rows
+
+
+def _backends() -> list[tuple[str, str]]:
+    """Who multiplies in dense layers, and who says so."""
+    forced = fusedops.backend.current()
+    if forced != "auto":
+        return [("backend", f"{forced}, forced upon all calls")]
+    isa, threads = fusedops.isa.current(), torch.get_num_threads()
+    source = choice.sources.get((isa, threads))
+    rows = [("backend", "by the default table" if source is None else f"as stored in {source}")]
+    table = _C.choices(isa, threads)
+    for product in dict.fromkeys(row[0] for row in table):
+        counts = Counter(row[5] for row in table if row[0] == product)
+        said = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+        rows.append((product.replace("_", " "), f"{said} of {counts.total()} classes of shapes"))
     return rows
 
 
@@ -135,26 +145,6 @@ def _cpus() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return set(os.sched_getaffinity(0))
     return set(range(os.cpu_count() or 1))
-
-
-def _cpuinfo() -> dict[str, str]:
-    """The fields of the first processor of /proc/cpuinfo; empty where there is none."""
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return {}
-    first = path.read_text().partition("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _family() -> str:
-    """What tells processors of one name apart."""
-    info = _cpuinfo()
-    if "cpu family" in info:
-        return f"family {info['cpu family']} model {info['model']} stepping {info['stepping']}"
-    if "CPU part" in info:
-        return f"implementer {info['CPU implementer']} part {info['CPU part']}"
-    return platform.machine()
 
 
 def _short(name: str) -> str:
@@ -190,12 +180,6 @@ def _commit() -> str:
     root = Path(fusedops.__file__).resolve().parent.parent
     if not (root / ".git").exists() or not shutil.which("git"):
         return ""
-    commit = _output("git", "-C", str(root), "rev-parse", "--short=12", "HEAD")
-    changed = _output("git", "-C", str(root), "status", "--porcelain")
+    commit = output("git", "-C", str(root), "rev-parse", "--short=12", "HEAD")
+    changed = output("git", "-C", str(root), "status", "--porcelain")
     return f"{commit}-dirty" if commit and changed else commit
-
-
-def _output(*command: str) -> str:
-    """What a command prints, empty if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""

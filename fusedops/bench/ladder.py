@@ -1,4 +1,4 @@
-"""The ladder's cases: every rung at the article's sizes and a small one, as Results.
+"""The ladder's cases: every rung at the article's sizes, a small one and one row, as Results.
 
 Rungs too slow to run a whole case run a slice of it; their times are scaled and say so.
 """
@@ -36,19 +36,25 @@ class LadderCase:
 
 
 def cases(threads: int | None = None, isa: str | None = None) -> Iterator[LadderCase]:
-    """The article's sizes and a small one; in the narrow dtypes without the slowest rungs."""
+    """The article's sizes, a small one and decode; in the narrow dtypes without the slowest rungs.
+
+    Decode is where a call costs as much as its work, and a plan can tell.
+    """
     threads, isa = threads or torch.get_num_threads(), isa or fusedops.isa.current()
-    rope, large, small = (
+    rope, token, large, small, row = (
         SPECS[op].sample(name)
         for op, name in (
             ("rope", "article/rope"),
+            ("rope", "small/decode"),
             ("gelu_linear", "article/gelu_linear"),
             ("gelu_linear", "bert-base/128"),
+            ("gelu_linear", "small/1-rows-768"),
         )
     )
     assert isinstance(rope, Rope)
     assert isinstance(large, Linear)
     assert isinstance(small, Linear)
+    assert isinstance(row, Linear)
     slices: dict[Sample, dict[str, Sample]] = {
         rope: {"python": replace(rope, shape=(1, 32, 64, 128))},
         large: {
@@ -56,11 +62,14 @@ def cases(threads: int | None = None, isa: str | None = None) -> Iterator[Ladder
             "numpy": replace(large, lead=(256,)),
         },
         small: {"python": replace(small, lead=(8,), n=64)},
+        row: {"python": replace(row, n=64)},
     }
     for dtype in ("f32", "bf16", "f16"):
-        for op, sample in (("rope", rope), ("gelu_linear", large), ("gelu_linear", small)):
+        for sample in (rope, token, large, small, row):
+            op = "gelu_linear" if isinstance(sample, Linear) else "rope"
             case = Case(op, sample.name, dtype, Regime(), threads, isa)
-            yield LadderCase(case, sample, slices[sample], () if dtype == "f32" else SLOW)
+            skip = () if dtype == "f32" else SLOW
+            yield LadderCase(case, sample, slices.get(sample, {}), skip)
 
 
 def run(
@@ -76,6 +85,7 @@ def run(
             build=functools.partial(_build, rung),
             missing=rung.unavailable,
             sample=ladder_case.slices.get(rung.name),
+            device=rung.device,
         )
         for rung in ladder.rungs(ladder_case.case.op)
         if rung.name not in ladder_case.skip
@@ -94,6 +104,8 @@ def run(
 def _build(rung: ladder.Rung, spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
     if regime != Regime():
         raise Unsupported("a rung returns a new tensor")
+    if rung.dtypes is not None and call.dtype not in rung.dtypes:
+        raise Unsupported(f"computes in {' and '.join(str(d)[6:] for d in rung.dtypes)}")
     if rung.prepare is not None:
         return rung.prepare(*call.args, **call.kwargs)
     return functools.partial(rung, *call.args, **call.kwargs)

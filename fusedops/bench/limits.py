@@ -6,13 +6,15 @@ read and bytes written, at a working set: all bytes that the work touches.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
+from time import perf_counter
 from typing import NamedTuple
 
 import torch
@@ -20,8 +22,9 @@ import torch
 import fusedops
 from fusedops import _C
 from fusedops.bench.record import Limit, Regime
+from fusedops.testing import synchronize
 
-__all__ = ["Level", "Limits", "has_matrix_unit", "levels"]
+__all__ = ["DeviceLimits", "Level", "Limits", "has_matrix_unit", "levels"]
 
 UNITS = {"f16": "f32", "f32": "f32", "f64": "f64", "bf16": "bf16", "int8": "int8"}
 _FIRST, _AGAIN = 5, 2  # repeats of a probe
@@ -225,6 +228,53 @@ class Limits:
                 yield
             finally:
                 torch.set_num_threads(before)
+
+
+class DeviceLimits:
+    """The limit of a device other than the CPU: the speed of a plain copy of a large tensor.
+
+    It is the speed of the memory. What fits into the device's caches may be faster, and a matmul
+    is bound by its arithmetic, whose peak is not measured.
+
+    Args:
+        device: such as "mps".
+        bytes: read and written by the copy together.
+    """
+
+    def __init__(self, device: str, bytes: int = 1 << 28) -> None:
+        self.device, self._bytes = device, bytes
+
+    @cached_property
+    def copy(self) -> float:
+        """Bytes/s read and written, the best that was seen."""
+        source = torch.ones(self._bytes // 8, dtype=torch.float32, device=self.device)
+        target = torch.empty_like(source)
+        best = math.inf
+        for _ in range(_FIRST + _AGAIN):
+            synchronize(self.device)
+            start = perf_counter()
+            target.copy_(source)
+            synchronize(self.device)
+            best = min(best, perf_counter() - start)
+        return 2 * source.numel() * source.element_size() / best
+
+    def for_work(
+        self,
+        read: int,
+        written: int,
+        flops: int,
+        dtype: str,
+        regime: Regime,
+        *,
+        matmul: bool = False,
+    ) -> Limit:
+        """As ``Limits.for_work``, by the bytes alone."""
+        reason = f"its bytes at {self.copy / 1e9:.0f} GB/s, the speed of a large copy on it"
+        return Limit(regime.passes * (read + written) / self.copy, reason)
+
+    def table(self) -> dict[str, float]:
+        """As ``Limits.table``."""
+        return {"copy DRAM": self.copy}
 
 
 _seen: dict[tuple[int, str, str, int], float] = {}  # of (threads, isa, probe, working set)

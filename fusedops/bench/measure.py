@@ -6,9 +6,10 @@ refusals. What is verified is what the last timed calls returned, copied when th
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property, lru_cache
@@ -21,11 +22,11 @@ import fusedops
 from fusedops import _C
 from fusedops.bench import timing
 from fusedops.bench.gradients import GradientJudge
-from fusedops.bench.limits import Limits, has_matrix_unit
+from fusedops.bench.limits import DeviceLimits, Limits, has_matrix_unit
 from fusedops.bench.peers.peer import Peer, Unsupported, main_inputs
-from fusedops.bench.record import Case, Limit, Quantiles, Regime, Result, Row
+from fusedops.bench.record import DEVICES, Case, Limit, Quantiles, Regime, Result, Row
 from fusedops.bench.timing import TWIN, Candidate, Timed
-from fusedops.testing import DTYPES, SPECS, Call, OpSpec, Sample
+from fusedops.testing import DTYPES, SPECS, Call, OpSpec, Sample, on_device, synchronize
 from fusedops.verification.judge import Judge, Verdict
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Entry",
     "Explanation",
     "limits_of",
+    "limits_on",
     "measure",
 ]
 
@@ -108,7 +110,8 @@ class Entry:
     cannot run here. sample: what it runs where that is a slice of the case. read: makes tensors of
     what a call returned, untimed. yardstick: it does not compute the op; it is timed, but neither
     verified nor compared with as a candidate. unproven: its first outputs are judged as well, and
-    if they are wrong it is not timed at all.
+    if they are wrong it is not timed at all. device: where it gets its tensors, and what the clock
+    waits for; it is set against that device's limit.
     """
 
     name: str
@@ -121,6 +124,7 @@ class Entry:
     yardstick: bool = False
     unproven: bool = False
     note: str = ""
+    device: str = "cpu"
 
     @classmethod
     def of(cls, peer: Peer) -> Entry:
@@ -154,13 +158,17 @@ def measure(
     spec = SPECS[case.op]
     sample = spec.sample(case.shape) if sample is None else sample
     with _conditions(case, recording or case.regime.work == "train"):
-        limits = limits_of(case.threads)
-        limit = _limit(limits, spec, sample, case)
+        here = [entry for entry in entries if entry.missing is None]  # the others' device is absent
+        devices = dict.fromkeys(entry.device for entry in here) or {"cpu": None}
+        own = next((e.device for e in here if e.name == subject), next(iter(devices)))
+        limits = {device: _limit(device, spec, sample, case) for device in devices}
         run = _Run(spec, sample, case)
         timed = run.time(entries, subject, seconds, status)
-        limit = min(limit, _limit(limits, spec, sample, case), key=lambda one: one.seconds)
+        for device, limit in limits.items():
+            again = _limit(device, spec, sample, case)
+            limits[device] = min(limit, again, key=lambda one: one.seconds)
         status("verifying")
-        rows = run.rows(entries, subject, timed, limit)
+        rows = run.rows(entries, own, timed, limits)
     twin = timed.get(subject + TWIN)
     noise = noise if twin is None else timing.noise(timed[subject], twin, noise)
     dtype, passes = DTYPES[case.dtype], case.regime.passes
@@ -170,7 +178,7 @@ def measure(
         size=f"{case.op} {sample.size}",
         bytes=passes * sample.bytes_moved(dtype),
         flops=(3 if trained else passes) * sample.flops(),
-        limit=limit,
+        limit=limits[own],
         noise=noise,
         rows=tuple(_plausible(rows, entries, case, noise)),
         absent=run.absent,
@@ -183,12 +191,18 @@ def limits_of(threads: int) -> Limits:
     return Limits(threads)
 
 
+@lru_cache
+def limits_on(device: str) -> DeviceLimits:
+    """Those of another device than the CPU."""
+    return DeviceLimits(device)
+
+
 class _Inputs:
     """The arguments of the calls of a case, what they are meant to be, and how they change."""
 
-    def __init__(self, spec: OpSpec, sample: Sample, case: Case) -> None:
+    def __init__(self, spec: OpSpec, sample: Sample, case: Case, device: str = "cpu") -> None:
         self.spec, self.flops = spec, sample.flops()
-        self.call = sample.build(DTYPES[case.dtype])
+        self.call = on_device(sample.build(DTYPES[case.dtype]), device)
         # Weights and tables stay: a candidate may have packed them.
         self.moving = main_inputs(spec, self.call)
         self.leaves: tuple[Tensor, ...] = ()
@@ -200,9 +214,9 @@ class _Inputs:
                 outputs = spec.run(spec.public(), self.call)
             g = torch.Generator().manual_seed(1)
             self.cotangents = tuple(
-                torch.randn(y.shape, generator=g, dtype=torch.float32).to(y.dtype) for y in outputs
+                torch.randn(y.shape, generator=g, dtype=torch.float32).to(y) for y in outputs
             )
-        self.kept = [t.detach().clone() for t in self.call.tensors]
+        self.kept = [t.detach().to("cpu", copy=True) for t in self.call.tensors]
 
     def change(self, round: int) -> None:
         """Change one element of the moving tensors, in memory, where no version counter sees it."""
@@ -213,7 +227,7 @@ class _Inputs:
             where = tuple(int(i) for i in index)
             value = torch.tensor(0.5 + round % 128 / 128, dtype=t.dtype)
             for target in (t.detach(), kept):
-                _bits(target)[where] = _bits(value)
+                _write(target, where, value)
 
     def refill(self) -> None:
         """Give every tensor its values back, where no version counter sees it."""
@@ -231,7 +245,7 @@ class _Inputs:
     def changed(self, but: Sequence[Tensor] = ()) -> bool:
         """Whether a candidate wrote to a tensor that was not its to write."""
         return any(
-            not torch.equal(t.detach(), kept)
+            not torch.equal(t.detach().cpu(), kept)
             for t, kept in zip(self.call.tensors, self.kept, strict=True)
             if all(t is not other for other in but)
         )
@@ -249,7 +263,8 @@ class _Inputs:
     @cached_property
     def judge_gradients(self) -> GradientJudge:
         """The same for the gradients."""
-        return GradientJudge(self.spec, self.judge.call, self.cotangents)
+        cotangents = [c.cpu() for c in self.cotangents]
+        return GradientJudge(self.spec, self.judge.call, cotangents)
 
     @cached_property
     def some_rows(self) -> Tensor | None:
@@ -269,15 +284,15 @@ class _Run:
         self.spec, self.sample, self.case = spec, sample, case
         self.absent: dict[str, str] = {}
         self.faults: dict[str, str] = {}
-        self._inputs: dict[Sample, _Inputs] = {}
+        self._inputs: dict[tuple[Sample, str], _Inputs] = {}
         self._round = 0
 
     def inputs(self, entry: Entry) -> _Inputs:
         """What this entry is given."""
-        sample = entry.sample or self.sample
-        if sample not in self._inputs:
-            self._inputs[sample] = _Inputs(self.spec, sample, self.case)
-        return self._inputs[sample]
+        key = entry.sample or self.sample, entry.device
+        if key not in self._inputs:
+            self._inputs[key] = _Inputs(self.spec, key[0], self.case, entry.device)
+        return self._inputs[key]
 
     def time(
         self,
@@ -347,11 +362,11 @@ class _Run:
     def rows(
         self,
         entries: Sequence[Entry],
-        subject: str,
+        device: str,
         timed: Mapping[str, Timed],
-        limit: Limit,
+        limits: Mapping[str, Limit],
     ) -> list[Row]:
-        """What each entry did, judged but not yet compared."""
+        """What each entry did, judged but not yet compared; device is the subject's."""
         scales = {
             e.name: self.sample.flops() / e.sample.flops() if e.sample else 1.0 for e in entries
         }
@@ -365,6 +380,9 @@ class _Run:
             verdict = _NOT_JUDGED if entry.yardstick else self._judged(entry, own)
             notes = [entry.note, f"runs 1/{scale:.0f} of it" if scale != 1.0 else ""]
             notes.append(self._rows_checked(entry))
+            limit = limits[entry.device]
+            if entry.device != device:
+                notes.append(f"on {entry.device}, of whose limit: {limit.reason}")
             rows.append(
                 Row(
                     candidate=entry.name,
@@ -392,12 +410,16 @@ class _Run:
             raise Unsupported("it has no decode loop")
         built = entry.build(self.spec, inputs.call, regime)
         if isinstance(built, Candidate):
-            return built
-        if regime.work == "train" and not entry.yardstick:
-            return Candidate(_with_backward(built, inputs))
-        if regime.output != "in_place" or entry.yardstick:
-            return Candidate(built)
-        return self._overwriting(entry, built, inputs)
+            candidate = built
+        elif regime.work == "train" and not entry.yardstick:
+            candidate = Candidate(_with_backward(built, inputs))
+        elif regime.output != "in_place" or entry.yardstick:
+            candidate = Candidate(built)
+        else:
+            candidate = self._overwriting(entry, built, inputs)
+        if entry.device == "cpu":
+            return candidate
+        return replace(candidate, synchronize=functools.partial(synchronize, entry.device))
 
     def _first_fault(self, entry: Entry, candidate: Candidate) -> str | None:
         """What is wrong with the outputs of the first call."""
@@ -475,9 +497,12 @@ def _plausible(
 ) -> Iterator[Row]:
     """The rows, those refused that are faster than the limit or than all others by far."""
     yardsticks = {entry.name for entry in entries if entry.yardstick}
+    # What another device's caches hold may be faster than its memory is.
+    bound = {entry.name for entry in entries if entry.device == "cpu"}
     valid = [row for row in rows if row.fault is None and row.candidate not in yardsticks]
     for row in rows:
-        found = _implausible(row, valid, case, noise) if row in valid else None
+        bounded = row.candidate in bound
+        found = _implausible(row, valid, case, noise, bounded) if row in valid else None
         if found is None:
             yield row
             continue
@@ -490,13 +515,13 @@ def _plausible(
 
 
 def _implausible(
-    row: Row, valid: Sequence[Row], case: Case, noise: float
+    row: Row, valid: Sequence[Row], case: Case, noise: float, bounded: bool
 ) -> tuple[str, float, str, str] | None:
     """Kind, figure and rival of an explanation that is needed, and the fault without one.
 
     As for any difference, the whole interval must be beyond ten times and the noise.
     """
-    if row.of_limit > 1.0 and not (case.op in MATMULS and has_matrix_unit()):
+    if bounded and row.of_limit > 1.0 and not (case.op in MATMULS and has_matrix_unit()):
         share = f"{100 * row.of_limit:.4g}% of the limit"
         return "limit", row.of_limit, "", f"faster than this machine can be: {share}"
     others = [other for other in valid if other is not row and other.candidate in row.times_faster]
@@ -521,7 +546,8 @@ def _explained(kind: str, value: float, best: str, case: Case) -> str | None:
     return None
 
 
-def _limit(limits: Limits, spec: OpSpec, sample: Sample, case: Case) -> Limit:
+def _limit(device: str, spec: OpSpec, sample: Sample, case: Case) -> Limit:
+    limits = limits_of(case.threads) if device == "cpu" else limits_on(device)
     dtype = DTYPES[case.dtype]
     written, flops = sample.bytes_written(dtype), sample.flops()
     read = sample.bytes_moved(dtype) - written
@@ -535,7 +561,8 @@ def _conditions(case: Case, recording: bool) -> Iterator[None]:
     """Instruction set, threads and grad mode of a case."""
     before = torch.get_num_threads()
     grad: AbstractContextManager[Any] = torch.enable_grad() if recording else torch.no_grad()
-    with fusedops.isa.use(case.isa), grad:
+    kernels = nullcontext() if case.isa in DEVICES else fusedops.isa.use(case.isa)
+    with kernels, grad:
         torch.set_num_threads(case.threads)
         try:
             yield
@@ -554,6 +581,15 @@ def _with_backward(forward: Callable[[], Any], inputs: _Inputs) -> Callable[[], 
     return run
 
 
+def _write(target: Tensor, where: tuple[int, ...], value: Tensor) -> None:
+    """One element, where no version counter sees it."""
+    if target.device.type == "cpu":
+        _bits(target)[where] = _bits(value)
+        return
+    with torch.autograd._unsafe_preserve_version_counter((target,)):  # type: ignore[attr-defined]
+        target[where] = value
+
+
 def _bits(t: Tensor) -> Any:
     """The tensor's memory as an array of integers."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -564,7 +600,7 @@ def _copied(output: Any) -> Any:
     """What is there now; a result that is still being computed is caught unfinished."""
     if isinstance(output, (tuple, list)):
         return tuple(_copied(one) for one in output)
-    return output.detach().clone() if type(output) is Tensor else output
+    return output.detach().to("cpu", copy=True) if type(output) is Tensor else output
 
 
 def _same(one: Any, other: Any) -> bool:

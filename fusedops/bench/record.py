@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 __all__ = [
+    "DEVICES",
     "SCHEMA",
     "STEPS",
     "Case",
@@ -51,6 +52,7 @@ class Quantiles:
 
 
 STEPS = 50  # of a decode loop
+DEVICES = ("mps",)  # what Case.isa names beside instruction sets
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Case:
     dtype: str  # a name in fusedops.testing.DTYPES
     regime: Regime
     threads: int
-    isa: str
+    isa: str  # or a name in DEVICES, where the candidates run there
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from fusedops.bench.record import STEPS, Quantiles, Record, Regime, Result, Row
 from fusedops.bench.timing import TWIN, verdict
 
 __all__ = [
+    "OURS",
     "YARDSTICKS",
     "best_other",
     "case_table",
@@ -28,7 +29,9 @@ __all__ = [
 BASELINE = "eager"
 UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
 # Timed beside the candidates, but no rival of any of them: see best_other.
-YARDSTICKS = frozenset({"copy", "fresh_copy", "two_calls", "unfused"})
+YARDSTICKS = frozenset({"copy", "fresh_copy", "two_calls", "unfused", "linear", "kernel"})
+# The peers that are ours; none is a rival of another, for a user has to ask for a packed weight.
+OURS = ("fusedops", "packed")
 LEVELS = ("L1", "L2", "L3", "L4", "DRAM")
 FAR = 0.7  # of the limit; below it a row counts as far from it
 CALL = 1e-5  # seconds; a limit below it says nothing, the price of the call does
@@ -80,13 +83,16 @@ def _times(value: float) -> str:
 
 
 def best_other(result: Result, subject: str = "fusedops") -> Row | None:
-    """The fastest row that is neither the subject (nor its twin) nor refused nor a yardstick."""
+    """The fastest row that is neither the subject (nor its twin) nor refused nor a yardstick.
+
+    Where the subject is ours, our other ways to call are no rivals.
+    """
     rivals = [
         row
         for row in result.rows
         if row.fault is None
         and row.candidate not in YARDSTICKS
-        and row.candidate.removesuffix(TWIN) != subject
+        and row.candidate.removesuffix(TWIN) not in (OURS if subject in OURS else (subject,))
     ]
     return min(rivals, key=lambda row: row.seconds.median, default=None)
 

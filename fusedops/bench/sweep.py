@@ -41,13 +41,18 @@ def shapes(
     regime: Regime,
     threads: int,
     isa: str,
+    part: tuple[int, int] = (1, 1),
 ) -> Iterator[Shape]:
-    """That many, the same ones for the same seed."""
+    """That many in each dtype, the same ones for the same seed.
+
+    part (k, n): the shapes k, k + n, k + 2n and so on, so that n runs make one sweep.
+    """
     g = torch.Generator().manual_seed(seed)
-    for _ in range(count):
-        sample = SPECS[op].random(g)
-        dtype = dtypes[int(torch.randint(len(dtypes), (), generator=g))]
-        yield Shape(Case(op, sample.name, dtype, regime, threads, isa), sample)
+    first, step = part
+    samples = [SPECS[op].random(g) for _ in range(count)]
+    for sample in samples[first - 1 :: step]:
+        for dtype in dtypes:
+            yield Shape(Case(op, sample.name, dtype, regime, threads, isa), sample)
 
 
 def forms(
@@ -85,7 +90,7 @@ def text(results: Sequence[Result], lost: Sequence[Result], subject: str) -> str
         parts += ["### Worst against the best other candidate", _table(speed[:WORST], subject)]
     parts += ["### Farthest from the limit", _table(of_limit, subject)]
     parts.append(
-        f"{len(results)} shapes, {len(lost)} of them lost"
+        f"{len(results)} cases, {len(lost)} of them lost"
         + "".join(f"\n  {r.case.op} {r.case.shape} {r.case.dtype}" for r in lost)
     )
     return "\n\n".join(parts)

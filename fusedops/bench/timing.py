@@ -44,7 +44,8 @@ class Candidate:
     run: one call; returns its outputs. batch: the calls of one measurement, where they are not
     all ``run`` (each has a buffer of its own). prepare: called before each of them, untimed, with
     the outputs of the last one gone. around: entered, untimed, around each. seconds: the candidate
-    says itself how long it took, because it is a probe that has its own clock.
+    says itself how long it took, because it is a probe that has its own clock. synchronize: waits
+    for a device that works on after a call has returned; the clock runs until it is done.
     """
 
     run: Callable[[], Any]
@@ -52,6 +53,7 @@ class Candidate:
     prepare: Callable[[], None] | None = None
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     seconds: Callable[[], float] | None = None
+    synchronize: Callable[[], None] | None = None
 
 
 @dataclass
@@ -202,19 +204,26 @@ def _measured(
     if candidate.seconds is not None:
         return candidate.seconds(), None
     runs = candidate.batch or (candidate.run,) * calls
+    finish = candidate.synchronize
     with candidate.around():
         if settles and candidate.prepare is None:
             candidate.run()
         if evict is not None:
             evict()
+        if finish is not None:
+            finish()  # what was queued before the clock starts is not this candidate's
         if len(runs) == 1:
             run = runs[0]
             start = _now()
             output = run()
+            if finish is not None:
+                finish()
             return _now() - start, output
         start = _now()
         for run in runs:
             output = run()
+        if finish is not None:
+            finish()
         return (_now() - start) / len(runs), output
 
 

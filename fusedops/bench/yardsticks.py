@@ -1,4 +1,4 @@
-"""What bars are measured with and what is no candidate: a copy, two calls, an unfused op.
+"""What bars are measured with and what is no candidate: a copy, two calls, a part of the op.
 
 A yardstick is timed in the rounds of the case. It is never verified and never a baseline.
 """
@@ -72,6 +72,16 @@ def _unfused(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
     return lambda: fusedops.gelu(fusedops.linear(x, weight, bias), **call.kwargs)
 
 
+def _linear(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
+    """Our linear alone."""
+    if spec.name != "gelu_linear":
+        raise Unsupported("linear alone is the yardstick of gelu_linear")
+    x, weight, bias = call.args
+    assert x is not None
+    assert weight is not None
+    return lambda: fusedops.linear(x, weight, bias)
+
+
 YARDSTICKS = {
     name: Entry(name, build, yardstick=True, note="a yardstick")
     for name, build in (
@@ -79,5 +89,6 @@ YARDSTICKS = {
         ("fresh_copy", _fresh_copy),
         ("two_calls", _two_calls),
         ("unfused", _unfused),
+        ("linear", _linear),
     )
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = ["Rung"]
@@ -17,7 +18,8 @@ class Rung:
 
     stepwise: it stores the result of each eager step in the dtype of its input, so that for float16
     and bfloat16 it is held to the stepwise bound of its OpSpec. prepare: of a rung that does part
-    of the work ahead: takes the arguments, returns what is left to be called.
+    of the work ahead: takes the arguments, returns what is left to be called. device: where it
+    computes; tensors that are there are not moved. dtypes: those it computes in, None for all.
     """
 
     name: str
@@ -27,6 +29,8 @@ class Rung:
     unavailable: str | None = None
     stepwise: bool = False
     prepare: Callable[..., Callable[[], Tensor]] | None = field(default=None, repr=False)
+    device: str = "cpu"
+    dtypes: tuple[torch.dtype, ...] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run it; RuntimeError with the reason where that is impossible."""

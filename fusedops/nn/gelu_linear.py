@@ -27,7 +27,8 @@ class GELULinear(torch.nn.Linear):
     With ``weight_dtype``, for inference: the weight is a buffer in that dtype, quantised once by
     :func:`fusedops.quantize_weight`, for int8 beside a float32 buffer ``scale``; the bias is
     float32 and does not require grad. state_dict holds these. A floating-point state_dict, of
-    nn.Linear say, is quantised as it is loaded. ``.to(dtype)`` leaves them as they are: the input
+    nn.Linear say, is quantised as it is loaded; int8 weights load into an int8 module only, and
+    with their scale. ``.to(dtype)`` leaves them as they are: the input
     may be float32, float16 or bfloat16, and so is the result. Gradients of input are as in
     :func:`fusedops.gelu_linear_quantized`.
 
@@ -173,8 +174,7 @@ class GELULinear(torch.nn.Linear):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        if self._packing is not None:  # an inference tensor that is loaded tells nobody
-            self._packing.forget()
+        self._require_own_kind(state_dict, prefix)
         weight = state_dict.get(f"{prefix}weight")
         if self.weight_dtype is not None and weight is not None:
             if weight.is_floating_point() and weight.dim() == 2:
@@ -182,15 +182,34 @@ class GELULinear(torch.nn.Linear):
                 state_dict[f"{prefix}weight"] = stored
                 if scale is not None:
                     state_dict[f"{prefix}scale"] = scale
-            elif weight.dtype != self.weight_dtype:
-                raise RuntimeError(
-                    f"[GELULinear] {prefix}weight must be floating point or {self.weight_dtype} "
-                    f"but got {weight.dtype}"
-                )
             bias = state_dict.get(f"{prefix}bias")
             if bias is not None and bias.dtype != torch.float32:
                 state_dict[f"{prefix}bias"] = bias.float()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if self._packing is not None:  # an inference tensor that is loaded tells nobody
+            self._packing.forget()
+
+    def _require_own_kind(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Integers are no weight without their scale, nor a scale without its integers.
+
+        nn.Module would copy the one and keep the other, or convert integers (strict=False).
+        """
+
+        def need(met: bool, requirement: str, got: Any) -> None:
+            if not met:
+                raise RuntimeError(f"[GELULinear] {prefix}{requirement} but got {got}")
+
+        weight, scale = state_dict.get(f"{prefix}weight"), state_dict.get(f"{prefix}scale")
+        int8 = self.weight_dtype == torch.int8
+        if weight is not None:
+            kinds = "floating point or torch.int8" if int8 else "floating point"
+            own = weight.is_floating_point() or (int8 and weight.dtype == torch.int8)
+            need(own, f"weight must be {kinds}", weight.dtype)
+        if weight is not None and weight.dtype == torch.int8:
+            need(scale is not None, "scale must come with a weight in torch.int8", None)
+        elif scale is not None:
+            got = "no weight" if weight is None else weight.dtype
+            need(False, "scale must come with a weight in torch.int8", got)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""

@@ -23,7 +23,9 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
             (x + 0.044715 x^3)))``; "quick": ``x sigmoid(1.702 x)``.
 
     Returns:
-        A tensor like x. Differentiable twice.
+        A tensor like x. Differentiable twice. NaN gives NaN; infinities give the limits, -0 for
+        -inf and inf for inf, and 0 and 1 as gradients, as ``fusedops.verify`` asks. torch's
+        formulas compute ``-inf * 0`` and ``inf * 0`` there: NaN for -inf and for the gradients.
 
     Raises:
         RuntimeError: ``[gelu] requirement but got value`` for another dtype or approximation.

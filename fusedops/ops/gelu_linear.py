@@ -40,7 +40,8 @@ def gelu_linear(
 
     Returns:
         [..., N], contiguous (or ``out``). Differentiable twice. Under autocast the arguments are
-        cast as ``torch.nn.functional.linear``'s are.
+        cast as ``torch.nn.functional.linear``'s are. A sum that is NaN gives NaN, an infinite one
+        the limit, as in :func:`fusedops.gelu`: -0 for -inf, where torch gives NaN.
 
     Raises:
         RuntimeError: ``[gelu_linear] requirement but got value``, before anything is written.
@@ -52,22 +53,29 @@ def gelu_linear(
         2.5 ulp32(y), 4 ulp(y) for float64, and 2^-15 |y| for float16 and bfloat16.
         bfloat16 on an ISA with the pair dot product (``avx512bf16``) adds
         2^-126 (sum |input| + sum |weight|) along K: the instruction takes subnormals as zero.
+        The same whoever multiplies (:mod:`fusedops.backend`), but for ``aten_direct``, which is
+        used by name only.
 
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415.
     """
     if save not in ("preact", "none"):
         raise RuntimeError(f"[gelu_linear] save must be 'preact' or 'none' but got {save!r}")
-    if isinstance(weight, PackedLinear):
-        return packed.gelu_linear(input, weight, bias, approximate, out)
-    input, weight, bias = autocast(input, weight, bias)
-    if out is not None:
-        _library.refuse_recorded("gelu_linear", "out", input, weight, bias, out)
-        _library.refuse_negated("gelu_linear", "out", out)
-        _library.write(ops.gelu_linear_out, (input, weight, bias, approximate, out), out)
-        return out
-    if is_plain(input, weight, bias):
-        return ops.gelu_linear_nograd(input, weight, bias, approximate)
-    return _layer.call(input, weight, bias, approximate, save)
+    try:
+        if isinstance(weight, PackedLinear):
+            return packed.gelu_linear(input, weight, bias, approximate, out)
+        input, weight, bias = autocast(input, weight, bias)
+        if out is not None:
+            _library.refuse_recorded("gelu_linear", "out", input, weight, bias, out)
+            _library.refuse_negated("gelu_linear", "out", out)
+            _library.write(ops.gelu_linear_out, (input, weight, bias, approximate, out), out)
+            return out
+        if is_plain(input, weight, bias):
+            return ops.gelu_linear_nograd(input, weight, bias, approximate)
+        return _layer.call(input, weight, bias, approximate, save)
+    except (AttributeError, RuntimeError, TypeError):
+        own = {} if isinstance(weight, PackedLinear) else {"weight": weight}
+        _library.refuse_others("gelu_linear", input=input, **own, bias=bias, out=out)
+        raise
 
 
 def _out_formula(

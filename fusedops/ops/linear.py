@@ -45,7 +45,9 @@ def linear(
 
     Returns:
         [..., N], contiguous. Differentiable twice. Under autocast the arguments are cast as
-        ``torch.nn.functional.linear``'s are.
+        ``torch.nn.functional.linear``'s are. With an activation a sum that is NaN gives NaN, an
+        infinite one the limit, as in :func:`fusedops.gelu`: -0 for "silu" of -inf, where torch
+        gives NaN.
 
     Raises:
         RuntimeError: ``[linear] requirement but got value``, before anything is computed.
@@ -55,27 +57,34 @@ def linear(
         (2^-53 for float64).
         bfloat16 on an ISA with the pair dot product (``avx512bf16``) adds
         2^-126 (sum |input| + sum |weight|) along K: the instruction takes subnormals as zero.
+        The same whoever multiplies (:mod:`fusedops.backend`), but for ``aten_direct``, which is
+        used by name only.
         An activation multiplies the error of the sum by its slope there and adds its own: none for
         relu, 1 ulp of float32 for relu2, and for the others that of :func:`fusedops.gelu`.
     """
-    if isinstance(weight, PackedLinear):
+    try:
+        if isinstance(weight, PackedLinear):
+            if activation is not None:
+                raise RuntimeError(
+                    f"[linear] activation must be None with a packed weight but got {activation!r}"
+                )
+            return packed.linear(input, weight, bias)
+        input, weight, bias = autocast(input, weight, bias)
         if activation is not None:
-            raise RuntimeError(
-                f"[linear] activation must be None with a packed weight but got {activation!r}"
-            )
-        return packed.linear(input, weight, bias)
-    input, weight, bias = autocast(input, weight, bias)
-    if activation is not None:
+            if is_plain(input, weight, bias):
+                return ops.linear_activation_nograd(input, weight, bias, activation)
+            return _activated.call(input, weight, bias, activation, save="preact")
         if is_plain(input, weight, bias):
-            return ops.linear_activation_nograd(input, weight, bias, activation)
-        return _activated.call(input, weight, bias, activation, save="preact")
-    if is_plain(input, weight, bias):
-        return ops.linear_nograd(input, weight, bias)
-    if is_recorded_alone():
-        return _apply(input, weight, bias)
-    if is_transformed():
-        return _formula(input, weight, bias)
-    return ops.linear(input, weight, bias)
+            return ops.linear_nograd(input, weight, bias)
+        if is_recorded_alone():
+            return _apply(input, weight, bias)
+        if is_transformed():
+            return _formula(input, weight, bias)
+        return ops.linear(input, weight, bias)
+    except (AttributeError, RuntimeError, TypeError):
+        own = {} if isinstance(weight, PackedLinear) else {"weight": weight}
+        _library.refuse_others("linear", input=input, **own, bias=bias)
+        raise
 
 
 def _formula(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

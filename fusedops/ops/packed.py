@@ -30,7 +30,9 @@ class PackedLinear:
     Results are within the op's bound, though not bit for bit those of the plain weight. It has no
     gradient: an input that requires grad, where autograd records, is an error, as is one under
     a ``torch.func`` transform or with a forward-mode tangent. Works in ``torch.compile``,
-    ``torch.export`` and ``inference_mode``, can be copied and pickled. Under autocast the input is
+    ``torch.export`` and ``inference_mode``, can be copied, pickled and saved (``torch.load`` takes
+    it where this class has been imported). As an attribute of a module it is in no
+    ``state_dict``, and ``.to()`` leaves it alone. Under autocast the input is
     cast to the dtype that was packed.
 
     The layout is that of one ISA and one version of fusedops: with another, calls are an error and
@@ -60,6 +62,10 @@ class PackedLinear:
             f"PackedLinear(in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, dtype={self.dtype})"
         )
+
+
+# Plain data, whose bytes every call checks: torch.load(weights_only=True) may make it.
+torch.serialization.add_safe_globals([PackedLinear])
 
 
 def pack_linear(
@@ -104,18 +110,34 @@ def require_weight(op: str, weight: Tensor, bias: Tensor | None, dtype: torch.dt
         _need(op, met, requirement, got)
 
     names = "float32, float16, bfloat16 or float64"
+    given: dict[str, Any] = {"weight": weight, "bias": bias}  # whatever the annotations ask
+    for what, t in given.items():
+        if not (isinstance(t, Tensor) or (t is None and what == "bias")):
+            need(False, f"{what} must be a torch.Tensor", type(t).__name__)
     need(weight.dtype in DTYPE_NAMES, f"weight must be {names}", weight.dtype)
     need(dtype is None or dtype in DTYPE_NAMES, f"dtype must be {names}", dtype)
     need(weight.layout == torch.strided, "weight must be strided", weight.layout)
     shape = f"shape {[*weight.shape]}"
     need(weight.dim() == 2, "weight must have 2 dimensions [N, K]", shape)
+    _require_storage(op, "weight", weight)
     if bias is None:
         return
+    _require_storage(op, "bias", bias)
     own = f"bias must have weight's dtype {DTYPE_NAMES[weight.dtype]}"
     need(bias.dtype == weight.dtype, own, DTYPE_NAMES.get(bias.dtype, bias.dtype))
     need(bias.device == weight.device, f"bias must be on weight's {weight.device}", bias.device)
     fits = bias.dim() == 1 and bias.shape[0] == weight.shape[0]
     need(fits, f"bias must be [N] = [{weight.shape[0]}]", f"shape {[*bias.shape]}")
+
+
+def _require_storage(op: str, name: str, t: Tensor) -> None:
+    """That no element has been freed (resize_ of the storage): a conversion would not look."""
+    if torch.compiler.is_compiling() or t.numel() == 0:
+        return
+    last = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+    needed = (t.storage_offset() + last + 1) * t.element_size()
+    got = t.untyped_storage().nbytes()
+    _need(op, got >= needed, f"{name} must have a storage of at least {needed} bytes", got)
 
 
 def linear(input: Tensor, packed: PackedLinear, bias: Tensor | None) -> Tensor:

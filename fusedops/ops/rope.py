@@ -230,7 +230,7 @@ def _hinted(
     """The error of a check, with a sentence of ``fusedops.doctor`` where it knows the mistake."""
     from fusedops.diagnosis import hint
 
-    if not re.match(r"\[rope.*(rotary_dim|table|cos must|position_ids must be \[)", str(error)):
+    if not re.match(r"\[rope.*(rotary_dim|table|cos must be|position_ids must be \[)", str(error)):
         return error
     advice = hint(
         x,

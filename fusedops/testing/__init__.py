@@ -6,8 +6,8 @@ the speed that must hold on them. A case is (sample, distribution, dtype) and is
 seed is its name.
 
 errors: ulps and assertions. inputs: distributions and memory layouts. samples: what a call is.
-bounds: how wrong an element may be. tables: the samples of each op. workloads: shapes of models,
-random shapes, bars. registry: the specs.
+devices: calls elsewhere than on a CPU. bounds: how wrong an element may be. tables: the samples of
+each op. workloads: shapes of models, random shapes, bars. registry: the specs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fusedops.testing.bounds import (
     quantized_bound,
     rope_bound,
 )
+from fusedops.testing.devices import on_device, synchronize
 from fusedops.testing.errors import (
     DTYPES,
     assert_same_bits,
@@ -54,8 +55,10 @@ __all__ = [
     "gelu_bound",
     "gelu_linear_bound",
     "linear_bound",
+    "on_device",
     "quantized_bound",
     "rope_bound",
+    "synchronize",
     "ulp",
     "ulp_error",
     "wide_dtype",

@@ -86,8 +86,9 @@ def _linear_error(call: Call, stepwise: bool) -> tuple[Tensor, Tensor]:
     conspire add up like sqrt(n) (Higham and Mary 2019): 4 sqrt(n) u * scale is seven standard
     deviations of n errors uniform in [-u, u] of a full scale. k is the smaller of n and 4 sqrt(n),
     in units of u. Below that, a product that underflows errs by half of the smallest number, and
-    for bfloat16 the dot-product instruction takes subnormal inputs, sums and results as zero. In
-    float64 the oracle errs as much itself: twice the bound. Stepwise, the result is rounded before
+    for bfloat16 the dot-product instruction takes subnormal inputs, sums and results as zero; that
+    of arm64 rounds its sums to odd, an error of up to 2 u each: twice the bound. In float64 the
+    oracle errs as much itself: twice the bound. Stepwise, the result is rounded before
     and after the bias, as torch does it for some strides. On MPS it is rounded before the bias,
     where torch multiplies, and anything subnormal may be flushed.
     """
@@ -97,7 +98,7 @@ def _linear_error(call: Call, stepwise: bool) -> tuple[Tensor, Tensor]:
     scale = reference.linear(x.abs(), weight.abs(), None if bias is None else bias.abs())
     info, depth = torch.finfo(wide_dtype(call.dtype)), x.shape[-1]
     k = min(depth + 2.0, 4.0 * math.sqrt(depth + 2.0))
-    if call.dtype == torch.float64:
+    if call.dtype in (torch.float64, torch.bfloat16):
         k *= 2.0
     error = k * (info.eps / 2.0) * scale + (depth + 1) * info.smallest_normal * info.eps
     if call.dtype == torch.bfloat16 or call.on_mps:

@@ -40,8 +40,9 @@ class Call:
 
     def exact(self) -> Call:
         """The same numbers in float64, all tensors on the CPU: not every device has that type."""
-        moved = Call(tuple(None if t is None else t.detach().cpu() for t in self.args), self.kwargs)
-        return moved.map(lambda t: t.to(torch.float64))
+        wide = self.map(lambda t: t.detach().to("cpu", torch.float64))
+        here = tuple(t.cpu() if isinstance(t, Tensor) else t for t in wide.args)
+        return replace(wide, args=here)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Call:
         """The call with every floating-point tensor replaced by function of it."""
@@ -49,21 +50,6 @@ class Call:
             tuple(function(t) if t is not None and t.is_floating_point() else t for t in self.args),
             self.kwargs,
         )
-
-    def on(self, device: str) -> Call:
-        """The call on another device: the same strides, the same memory behind and between them."""
-        moved: dict[int, Tensor] = {}
-
-        def move(t: Tensor) -> Tensor:
-            storage = t.untyped_storage()
-            if storage.data_ptr() not in moved:
-                flat = torch.empty(0, dtype=t.dtype, device=t.device).set_(storage)
-                moved[storage.data_ptr()] = flat.to(device)
-            there = moved[storage.data_ptr()]
-            view = there.as_strided(t.shape, t.stride(), t.storage_offset())
-            return torch._neg_view(view) if t.is_neg() else view
-
-        return Call(tuple(None if t is None else move(t) for t in self.args), self.kwargs)
 
 
 class Sample(Protocol):

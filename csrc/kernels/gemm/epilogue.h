@@ -6,14 +6,6 @@
 namespace fusedops::FUSEDOPS_ISA {
 namespace {
 
-template <class T>
-FUSEDOPS_INLINE void put(T* p, Vec<compute_t<T>> v, int n) {
-  if (n == Vec<compute_t<T>>::N)
-    store(p, v);
-  else
-    store_n(p, v, n);
-}
-
 // The lines of y that finish() writes, owned before: stores that miss would hold up those behind.
 template <class T>
 FUSEDOPS_INLINE void expect(const LinearArgs& a, int64_t row0, int64_t rows, int64_t col0,
@@ -25,24 +17,42 @@ FUSEDOPS_INLINE void expect(const LinearArgs& a, int64_t row0, int64_t rows, int
   }
 }
 
-// y[row0 + i][col0 + j] = act(c[i][j] + bias[col0 + j]); rows of c are `ldc` apart and a multiple
-// of the vector long.
-template <class T>
-__attribute__((noinline)) void finish(const LinearArgs& a, const compute_t<T>* c, int64_t ldc,
-                                      int64_t row0, int64_t rows, int64_t col0, int64_t cols) {
+// y[j] = act(c[j] + bias[j]), and z[j] what act is applied to; bias and z may be null.
+template <class T, class S, class Act>
+FUSEDOPS_INLINE void finish_row(const Act& act, const S* c, const T* bias, T* y, T* z,
+                                int64_t cols) {
   using V = Vec<compute_t<T>>;
-  const T* bias = static_cast<const T*>(a.bias);
+  constexpr int together = kTogether<T> > 1 ? kVectorRegisters / 8 : 1;  // a row of a panel
+  int64_t j = 0;
+  const auto whole = [&](auto several) __attribute__((always_inline)) {
+    using W = decltype(several);
+    for (; j + W::N <= cols; j += W::N) {
+      W v = load<W>(c + j);
+      if (bias) v = v + load<W>(bias + j);
+      if (z) store(z + j, v);
+      store(y + j, act.value(v));
+    }
+  };
+  if constexpr (together > 1) whole(Many<V, together>{});
+  whole(V{});
+  const int n = static_cast<int>(cols - j);
+  if (n == 0) return;
+  V v = load_n<V>(c + j, n);
+  if (bias) v = v + load_n<V>(bias + j, n);
+  if (z) store_n(z + j, v, n);
+  store_n(y + j, act.value(v), n);
+}
+
+// y[row0 + i][col0 + j] = act(c[i][j] + bias[col0 + j]); rows of c are `ldc` apart.
+template <class T, class S>
+__attribute__((noinline)) void finish(const LinearArgs& a, const S* c, int64_t ldc, int64_t row0,
+                                      int64_t rows, int64_t col0, int64_t cols) {
+  const T* bias = a.bias ? static_cast<const T*>(a.bias) + col0 : nullptr;
   with_activation<T>(a.act, [&](auto act) {
     for (int64_t i = 0; i < rows; i++) {
       T* y = static_cast<T*>(a.y) + (row0 + i) * a.ldy + col0;
-      T* z = static_cast<T*>(a.z) + (a.z ? (row0 + i) * a.ldz + col0 : 0);
-      for (int64_t j = 0; j < cols; j += V::N) {
-        const int n = static_cast<int>(at_most(cols - j, V::N));
-        V v = load<V>(c + i * ldc + j);
-        if (bias) v = v + (n == V::N ? load<V>(bias + col0 + j) : load_n<V>(bias + col0 + j, n));
-        if (z) put(z + j, v, n);
-        put(y + j, act.value(v), n);
-      }
+      T* z = a.z ? static_cast<T*>(a.z) + (row0 + i) * a.ldz + col0 : nullptr;
+      finish_row<T>(act, c + i * ldc, bias, y, z, cols);
     }
   });
 }

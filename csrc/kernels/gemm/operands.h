@@ -25,11 +25,21 @@ struct Operands {
   FUSEDOPS_INLINE V load_across(const T* p, int64_t, int64_t, int n) {
     return n == V::N ? FUSEDOPS_ISA::load<V>(p) : FUSEDOPS_ISA::load_n<V>(p, n);
   }
-  FUSEDOPS_INLINE V multiply_add(V a, V b, V acc) { return mul_add(a, b, acc); }
+  FUSEDOPS_INLINE V packed(V b) { return b; }
+  template <class A>  // a vector or a factor
+  FUSEDOPS_INLINE V multiply_add(A a, V b, V acc) {
+    return mul_add(a, b, acc);
+  }
 };
 
-// Two bf16 of k in a lane, x and w as they are stored. The dot product takes subnormal inputs and
-// sums as zero: an error of at most 2^-126 times the other factor, which the ops' contracts name.
+template <class T>
+constexpr bool kIsF16 = false;
+template <>
+constexpr bool kIsF16<f16> = true;
+
+// Two 16-bit elements of k in a lane, x and w as they are stored. The dot product of bf16 takes
+// subnormal inputs and sums as zero: an error of at most 2^-126 times the other factor, which the
+// ops' contracts name. That of f16 is the same as widened, but for the order of few rows.
 template <class T>
 struct Operands<T, true> {
   using V = Vec<compute_t<T>>;
@@ -42,16 +52,37 @@ struct Operands<T, true> {
   FUSEDOPS_INLINE V load_across(const T* p, int64_t ldw, int64_t k, int n) {
     const V low = n == V::N ? FUSEDOPS_ISA::load<V>(p) : FUSEDOPS_ISA::load_n<V>(p, n);
     const T* q = p + ldw;
-    if (k == 1) return pair_up(low, set1<V>(0));
-    return pair_up(low, n == V::N ? FUSEDOPS_ISA::load<V>(q) : FUSEDOPS_ISA::load_n<V>(q, n));
+    if (k == 1) return pairs(low, set1<V>(0));
+    return pairs(low, n == V::N ? FUSEDOPS_ISA::load<V>(q) : FUSEDOPS_ISA::load_n<V>(q, n));
   }
-  FUSEDOPS_INLINE V multiply_add(V a, V b, V acc) { return dot_pairs(acc, a, b); }
+  FUSEDOPS_INLINE V pairs(V low, V high) {
+    if constexpr (kIsF16<T>)
+      return pair_up_f16(low, high);
+    else
+      return pair_up(low, high);
+  }
+  // Of lanes that hold pairs: as a factor meets them.
+  FUSEDOPS_INLINE V packed(V b) {
+    if constexpr (kIsF16<T>)
+      return pack_pairs(b);
+    else
+      return b;
+  }
+  template <class A>
+  FUSEDOPS_INLINE V multiply_add(A a, V b, V acc) {
+    if constexpr (kIsF16<T>)
+      return dot_f16_pairs(acc, a, b);
+    else
+      return dot_pairs(acc, a, b);
+  }
 };
 
 template <class T>
 constexpr bool kInPairs = false;
 template <>
 constexpr bool kInPairs<bf16> = kBf16Dot;
+template <>
+constexpr bool kInPairs<f16> = kF16Dot;
 template <class T>
 using operands_t = Operands<T, kInPairs<T>>;
 template <class T>
@@ -70,6 +101,14 @@ template <class T>
 constexpr int64_t kShortChainSteps = sizeof(T) == 2 ? 1024 : 16;
 
 FUSEDOPS_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// A sum that would be one or two chains is two or four, where they are worth adding up.
+constexpr int64_t kLeastChainSteps = 8;
+template <class T>
+FUSEDOPS_INLINE int64_t chain_steps(int64_t steps, int64_t longest) {
+  if (sizeof(T) == 2 || steps > 2 * longest || steps <= kLeastChainSteps) return longest;
+  return (at_most(steps, longest) + 1) / 2;
+}
 
 // Steps of k elements: the last one may be half full.
 template <class T>

@@ -27,7 +27,7 @@ FUSEDOPS_INLINE void transpose_square(const T* w, int64_t ldw, int64_t rows, int
   transpose(r);
 #pragma GCC unroll 16
   for (int i = 0; i < V::N; i++)
-    if (Full || i < steps_of<T>(k)) store(panel + i * kPanelColumns<T>, r[i]);
+    if (Full || i < steps_of<T>(k)) store(panel + i * kPanelColumns<T>, O::packed(r[i]));
 }
 
 // panel[step][column] = w[column][step]; columns past `cols` and elements past k are zero. P is
@@ -59,7 +59,8 @@ __attribute__((noinline)) void copy_panel(const T* w, int64_t ldw, int64_t cols,
     for (int64_t j = 0; j < kPanelColumns<T>; j += N) {
       const int n = static_cast<int>(at_most(cols - j, N));
       for (int i = 0; i < O::kStep; i++) prefetch(row + j + (ahead * O::kStep + i) * ldw);
-      store(panel + j, n > 0 ? O::load_across(row + j, ldw, k - e, n) : set1<typename O::V>(0));
+      store(panel + j,
+            n > 0 ? O::packed(O::load_across(row + j, ldw, k - e, n)) : set1<typename O::V>(0));
     }
   }
 }
@@ -118,8 +119,26 @@ FUSEDOPS_INLINE void panel_block(const LinearArgs& a, const LinearPart& part, co
   }
 }
 
-// One tile of rows is all there is: the packed panels stream past it, and the sums of several are
-// finished together, for a few vectors alone would wait for one another.
+// A panel past the one tile of rows that there is. Its short chains are added up in blocks, or the
+// sum of all of them would err like one long chain.
+constexpr int64_t kChainsTogether = 16;
+template <class T>
+FUSEDOPS_INLINE void streamed_panel(int64_t height, const compute_t<T>* x, int64_t steps,
+                                    const packed_t<T>* panel, compute_t<T>* sums) {
+  using V = Vec<compute_t<T>>;
+  constexpr int64_t columns = kPanelColumns<T>, block = kChainsTogether * kShortChainSteps<T>;
+  compute_t<T> part[kTileRows * columns];
+  for (int64_t s = 0; s == 0 || s < steps; s += block) {
+    tile_of<T, kTileVectors, Source::streamed>(height, x + s * height, at_most(block, steps - s),
+                                               panel + s * columns, s == 0 ? sums : part, false,
+                                               {});
+    if (s == 0) continue;
+    for (int64_t i = 0; i < height * columns; i += V::N)
+      store(sums + i, load<V>(sums + i) + load<V>(part + i));
+  }
+}
+
+// The sums of several panels are finished together: a few vectors alone would wait for one another.
 constexpr int64_t kStreamedPanels = 8;
 template <class T>
 FUSEDOPS_INLINE void streamed_panels(const LinearArgs& a, const LinearPart& part) {
@@ -130,9 +149,8 @@ FUSEDOPS_INLINE void streamed_panels(const LinearArgs& a, const LinearPart& part
   for (int64_t from = part.col_begin; from < part.col_end; from += kStreamedPanels * columns) {
     const int64_t to = at_most(part.col_end, from + kStreamedPanels * columns);
     for (int64_t col = from; col < to; col += columns)
-      tile_of<T, kTileVectors, Source::streamed>(
-          height, static_cast<const compute_t<T>*>(part.rows), steps, packed + col * steps,
-          sums + (col - from) / columns * tile_elements, false, {});
+      streamed_panel<T>(height, static_cast<const compute_t<T>*>(part.rows), steps,
+                        packed + col * steps, sums + (col - from) / columns * tile_elements);
     for (int64_t col = from; col < to; col += columns)
       finish<T>(a, sums + (col - from) / columns * tile_elements, columns, 0, height, col,
                 at_most(columns, to - col));

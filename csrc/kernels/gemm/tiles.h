@@ -75,7 +75,7 @@ FUSEDOPS_INLINE void ask(Ahead& ahead) {
 // How a tile finds its block of the panel: in the second cache, beside which it asks for the next
 // one; or at first use, as the only tile: then it asks for its own, kPanelAhead bytes on.
 enum class Source { cached, streamed };
-constexpr int64_t kPanelAhead = 4096;
+constexpr int64_t kPanelAhead = 8192;
 
 // c[i][j] (+)= sum over steps of x[step][i] * panel[step][j], for the first `Vectors` of a panel.
 // The order of the additions depends on nothing but the steps and `from`.
@@ -85,8 +85,9 @@ __attribute__((noinline)) void tile(const compute_t<T>* x, int64_t steps, const 
   using O = operands_t<T>;
   using V = typename O::V;
   constexpr int64_t columns = kPanelColumns<T>,
-                    row_bytes = columns * static_cast<int64_t>(sizeof(P)),
-                    longest = from == Source::streamed ? kShortChainSteps<T> : kChainSteps<T>;
+                    row_bytes = columns * static_cast<int64_t>(sizeof(P));
+  const int64_t longest =
+      chain_steps<T>(steps, from == Source::streamed ? kShortChainSteps<T> : kChainSteps<T>);
   do {
     V acc[Rows][Vectors];
 #pragma GCC unroll 6
@@ -105,9 +106,10 @@ __attribute__((noinline)) void tile(const compute_t<T>* x, int64_t steps, const 
       if constexpr (Rows > 1)
 #pragma GCC unroll 4
         for (int j = 0; j < Vectors; j++) FUSEDOPS_KEEP(b[j].v);
+      const auto xs = factors<V, Rows>(x + u * Rows);
 #pragma GCC unroll 6
       for (int i = 0; i < Rows; i++) {
-        const V a = broadcast<V>(x + u * Rows + i);
+        const auto a = factor<V>(xs, i);
 #pragma GCC unroll 4
         for (int j = 0; j < Vectors; j++) acc[i][j] = O::multiply_add(a, b[j], acc[i][j]);
       }

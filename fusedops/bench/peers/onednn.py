@@ -1,10 +1,13 @@
-"""Peer ``onednn``: oneDNN's linear with packed weights and the activation in its epilogue.
+"""Peers ``onednn`` and ``onednn-plain``: oneDNN's linear with the activation in its epilogue.
 
-It is what torch.compile's freezing calls, called directly: ``mkldnn._reorder_linear_weight`` once,
-``mkldnn._linear_pointwise`` each time. The operator allocates its result and has no out variant.
+They are what torch.compile's freezing calls, called directly: ``mkldnn._reorder_linear_weight``
+once (plain does without), ``mkldnn._linear_pointwise`` each time. The operator allocates its result
+and has no out variant.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,7 +24,7 @@ def _missing() -> str | None:
     return None if present else "this torch is built without oneDNN"
 
 
-def _build(spec: OpSpec, call: Call, regime: Regime) -> Thunk:
+def _build(spec: OpSpec, call: Call, regime: Regime, packs: bool = True) -> Thunk:
     refuse("linear" not in spec.name, f"oneDNN has no {spec.name} in PyTorch")
     _require_dtype(call.dtype)
     approximate = call.kwargs.get("approximate")
@@ -31,12 +34,13 @@ def _build(spec: OpSpec, call: Call, regime: Regime) -> Thunk:
     assert weight is not None
     linear = torch.ops.mkldnn._linear_pointwise.default
     rows = x.numel() // x.shape[-1]
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    if packs:
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
     activation = "none" if approximate is None else "gelu"
     algorithm = "" if approximate is None else approximate
 
     def run() -> Tensor:
-        result: Tensor = linear(x, packed, bias, activation, [], algorithm)
+        result: Tensor = linear(x, weight, bias, activation, [], algorithm)
         return result
 
     return copying(spec, call, regime, run)
@@ -58,6 +62,13 @@ PEERS = (
         "torch.ops.mkldnn._linear_pointwise on packed weights; a given tensor is a copy",
         True,
         _build,
+        _missing,
+    ),
+    Peer(
+        "onednn-plain",
+        "the same on a weight that is not packed",
+        True,
+        partial(_build, packs=False),
         _missing,
     ),
 )

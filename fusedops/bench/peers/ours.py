@@ -1,4 +1,7 @@
-"""Peer ``fusedops``: the public op, with ``out=`` or its in-place twin where it has one."""
+"""What is ours: peer ``fusedops``, the public op, and ``packed``, the op on a packed weight.
+
+A regime picks ``out=``, or the in-place twin where the op has one.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,21 @@ def _build(spec: OpSpec, call: Call, regime: Regime) -> Thunk:
     return functools.partial(function, *call.args, **call.kwargs, out=targets[0])
 
 
+def _build_packed(spec: OpSpec, call: Call, regime: Regime) -> Thunk:
+    refuse(spec.name not in ("linear", "gelu_linear"), f"{spec.name} takes no packed weight")
+    refuse(regime.work != "forward", "a packed weight has no gradient")
+    x, weight, bias = call.args
+    assert weight is not None
+    function = functools.partial(
+        spec.public(), x, fusedops.pack_linear(weight, bias), **call.kwargs
+    )
+    if regime.output == "fresh":
+        return function
+    targets = destinations(spec, call, regime)
+    refuse(spec.name == "linear", "fusedops.linear has no out=")
+    return functools.partial(function, out=targets[0])
+
+
 PEERS = (
     Peer(
         "fusedops",
@@ -39,5 +57,12 @@ PEERS = (
         always,
         differentiable=True,
         loops=True,
+    ),
+    Peer(
+        "packed",
+        "the op of this package on a weight from pack_linear",
+        False,
+        _build_packed,
+        always,
     ),
 )
