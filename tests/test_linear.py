@@ -397,12 +397,14 @@ BAD_TYPES: dict[str, Callable[[Any], Any]] = {
     "gelu_linear out": lambda bad: fusedops.gelu_linear(
         torch.ones(1, 2), torch.ones(3, 2), out=bad
     ),
-    "linear input packed": lambda bad: fusedops.linear(bad, fusedops.pack_linear(torch.ones(3, 2))),
+    "linear input packed": lambda bad: fusedops.linear(
+        bad, fusedops.pack_linear(torch.ones(3, 2, device="cpu"))
+    ),
     "gelu_linear input packed": lambda bad: fusedops.gelu_linear(
-        bad, fusedops.pack_linear(torch.ones(3, 2))
+        bad, fusedops.pack_linear(torch.ones(3, 2, device="cpu"))
     ),
     "pack_linear weight": lambda bad: fusedops.pack_linear(bad),
-    "pack_linear bias": lambda bad: fusedops.pack_linear(torch.ones(3, 2), bad),
+    "pack_linear bias": lambda bad: fusedops.pack_linear(torch.ones(3, 2, device="cpu"), bad),
 }
 
 
