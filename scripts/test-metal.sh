@@ -23,10 +23,11 @@ step "lint: the shaders in three language modes"
 "$python" -c "import setup; print(setup.shader_source(), end='')" >$work/shaders.metal
 "$python" tests/metal/compiler.py --lint $work/shaders.metal
 
+FUSEDOPS_EMULATED_MPS=1 "$python" setup.py -q build_ext --inplace
+
 step "emulator: its own tests"
 "$python" -m pytest -q tests/metal
 
-FUSEDOPS_EMULATED_MPS=1 "$python" setup.py -q build_ext --inplace
 export FUSEDOPS_TEST_DEVICE=mps
 step "order0: the tests on the device mps"
 EMU_CAPTURE=$PWD/$work/launches "$python" -m pytest -q tests/test_device.py tests/test_rope.py \
