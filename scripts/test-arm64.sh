@@ -17,7 +17,7 @@ runs=(
   "$newest neoverse-v1 neon_bf16 $bars"
   "$newest neoverse-n1 neon $bars"
 )
-files=(tests/test_{accuracy,rope,gelu,activation,linear,gelu_linear,packed,packed_ops,quantized}.py)
+files=(tests/test_{accuracy,rope,gelu,activation,linear,gelu_linear,packed,packed_ops,quantized,storage}.py)
 
 die() {
   echo "test-arm64: $*" >&2

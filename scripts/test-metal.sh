@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything of Metal that can run without a Mac: docs/metal.md says what each lane proves. The last line
+# Everything of Metal that can run without a Mac: docs/metal-testing.md says what each lane proves. The last line
 # names the lanes that ran.
 set -euo pipefail
 cd "$(dirname "$0")/.."

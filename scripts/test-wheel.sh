@@ -11,7 +11,7 @@ pip() { "$python" -m pip --quiet --disable-pip-version-check "$@"; }
 site() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
 bash scripts/wheel.sh
-wheel=$(ls -t dist/*.whl | head -1)
+wheel=$(ls -t dist/*"$(uname -m)".whl | head -1)
 
 echo "wheel: install $wheel"
 "$python" -m venv --without-pip "$work/venv"

@@ -175,6 +175,7 @@ def test_no_loop_takes_more_instructions_than_recorded(machine: str) -> None:
     needs(machine, NATIVE if machine == platform.machine() else "max")
     program(machine)  # compiles the kernels
     rows = {row.loop: row for row in instructions.measure(machine)}
+    assert rows
     compilers = {row.compiler for row in rows.values()}
     record = {r.loop: r for r in instructions.read() if r.machine == machine}
     if not compilers <= {row.compiler for row in record.values()}:
