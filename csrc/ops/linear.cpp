@@ -310,11 +310,9 @@ void run_linear(const LinearSchedule& s, const LinearArgs& a, char* memory) {
 }
 
 void run_linear(const LinearArgs& a, DType type) {
-  static thread_local Workspace workspace;
   if (a.m == 0 || a.n == 0) return;
   const LinearSchedule s = schedule(a, type, thread_count());
-  run_linear(s, a, workspace.get(work_bytes(s)));
-  workspace.trim();
+  run_linear(s, a, Lease(work_bytes(s)).memory);
 }
 
 int64_t packed_columns(const LinearArgs& a, DType type) {

@@ -99,15 +99,14 @@ void run_in_place(const LinearArgs& a, DType t) {
 
 // 16-bit operands as floats, a block of each at a time.
 void run_widened(const LinearArgs& a, DType t) {
-  static thread_local Workspace workspace;
   const int64_t element = size_of(t), wide = sizeof(float);
   const int64_t columns = std::clamp<int64_t>(kWideBytes / (a.k * wide), 256, 4096);
   const int64_t cols = pieces(a.n, pieces(a.n, columns));
   const int64_t most = std::max(kTileRows, kWideBytes / (a.k * wide));
   const int64_t rows = pieces(a.m, pieces(a.m, most));
   const int64_t tile = std::min(rows, std::max(kTileRows, kTileBytes / (cols * wide)));
-  float* x =
-      reinterpret_cast<float*>(workspace.get((rows * a.k + cols * a.k + tile * cols) * wide));
+  const Lease lease((rows * a.k + cols * a.k + tile * cols) * wide);
+  float* x = reinterpret_cast<float*>(lease.memory);
   float *w = x + rows * a.k, *sums = w + cols * a.k;
   for (int64_t row = 0; row < a.m; row += rows) {
     const int64_t height = std::min(rows, a.m - row);
@@ -126,7 +125,6 @@ void run_widened(const LinearArgs& a, DType t) {
       }
     }
   }
-  workspace.trim();
 }
 
 }  // namespace
@@ -136,12 +134,12 @@ void run_by_torch(const LinearArgs& a, DType t, Backend by) {
 }
 
 void torch_product(const Matrix& a, const Matrix& b, const Matrix& out, DType t, Backend by) {
-  static thread_local Workspace workspace;
   if (!is_narrow(t) || by == Backend::aten_direct)
     return multiply(tensor_of(a, t), tensor_of(b, t), tensor_of(out, t));
   const int64_t a_count = a.rows * a.columns, b_count = b.rows * b.columns;
-  float* memory = reinterpret_cast<float*>(workspace.get(
-      (a_count + b_count + out.rows * out.columns) * static_cast<int64_t>(sizeof(float))));
+  const Lease lease((a_count + b_count + out.rows * out.columns) *
+                    static_cast<int64_t>(sizeof(float)));
+  float* memory = reinterpret_cast<float*>(lease.memory);
   const Tensor wide_a = tensor_of(widen(a, t, memory), DType::f32);
   const Tensor wide_b = tensor_of(widen(b, t, memory + a_count), DType::f32);
   const Tensor sums =
@@ -149,7 +147,6 @@ void torch_product(const Matrix& a, const Matrix& b, const Matrix& out, DType t,
   multiply(wide_a, wide_b, sums);
   Tensor target = tensor_of(out, t);
   torch::stable::copy_(target, sums);
-  workspace.trim();
 }
 
 }  // namespace fusedops

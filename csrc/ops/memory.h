@@ -59,4 +59,19 @@ class Workspace {
   int64_t bytes_ = 0;
 };
 
+// The thread's own memory during one call.
+class Lease {
+ public:
+  explicit Lease(int64_t bytes) : memory(workspace().get(bytes)) {}
+  Lease(const Lease&) = delete;
+  ~Lease() { workspace().trim(); }
+  char* const memory;
+
+ private:
+  static Workspace& workspace() {
+    static thread_local Workspace one;
+    return one;
+  }
+};
+
 }  // namespace fusedops

@@ -45,12 +45,14 @@ struct LinearPlan::State {
     if (args.bias) args.bias = bias.get();
   }
 
+  static void free_again(std::atomic_flag* flag) { flag->clear(std::memory_order_release); }
+
   void run(const void* x, void* y) {
     LinearArgs a = args;
     a.x = x, a.y = y;
     if (!busy.test_and_set(std::memory_order_acquire)) {
-      run_linear(*schedule, a, memory.get());
-      return busy.clear(std::memory_order_release);
+      const std::unique_ptr<std::atomic_flag, decltype(&free_again)> held(&busy, &free_again);
+      return run_linear(*schedule, a, memory.get());
     }
     run_linear(*schedule, a, allocate(op, work_bytes(*schedule)).get());
   }
