@@ -306,8 +306,8 @@ def packed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return fusedops.linear(x, fusedops.pack_linear(weight, bias))
 
 
-def planned(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return fusedops.plan.gelu_linear(weight, bias, rows=x.shape[0])(x)
+def planned(x: Tensor, weight: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
+    return fusedops.plan.gelu_linear(weight, bias, rows=x.shape[0], approximate=approximate)(x)
 
 
 # Sums of any length, in each family of kernels.
