@@ -299,8 +299,11 @@ def _timer(one: Class) -> Timer:
     """Times the op itself on random tensors."""
     m, n, k = one.shape()
     dtype = next(t for t, name in SHORT_NAMES.items() if name == one.dtype)
+    g = torch.Generator("cpu").manual_seed(1)  # the caller's numbers stay as they were
     x, w, b, grad = (
-        torch.randn(shape).to(dtype) if wanted else None
+        torch.randn(shape, generator=g, device="cpu", dtype=torch.float32).to(dtype)
+        if wanted
+        else None
         for shape, wanted in (
             ((m, k), one.product != "input_gradient"),
             ((n, k), one.product != "weight_gradient"),

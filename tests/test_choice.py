@@ -695,6 +695,18 @@ def test_autotune_really_measures() -> None:
     assert fusedops.backend.current() == "auto"
 
 
+def test_measuring_leaves_the_default_device_and_the_generator_alone() -> None:
+    small = [tuning.Class(p, "f32", 4, 1, 1) for p in tuning.PRODUCTS]
+    before = torch.get_rng_state()
+    torch.set_default_device("meta")
+    try:
+        results = tuning.measure(small, math.inf)
+    finally:
+        torch.set_default_device(None)
+    assert len(results) == 3
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
