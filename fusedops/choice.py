@@ -202,6 +202,8 @@ def _check(choice: Any) -> None:
         value = choice[name]
         if type(value) is not type(values[0]) or value not in values:
             raise ValueError(f"a choice has {name} {value!r:.40}")
+    if (choice["product"], choice["backend"]) == ("forward", "aten_direct"):
+        raise ValueError("a choice has a result rounded twice")  # by name only, in a process
     seconds = choice["seconds"]
     if not isinstance(seconds, dict) or not all(
         isinstance(t, float) and math.isfinite(t) and t > 0 for t in seconds.values()

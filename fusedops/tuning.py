@@ -153,7 +153,8 @@ def autotune(
         products: of "forward", "input_gradient" and "weight_gradient".
         rounded: whether a forward product in 16 bits may also be PyTorch's own, ``aten_direct``,
             which rounds the product before bias and activation: less accurate, faster where a
-            processor has matrix units for bfloat16.
+            processor has matrix units for bfloat16. Nothing is stored then, whatever ``store``
+            says: the choices hold in this process, where they were asked for by name.
         store: whether to write the file.
         progress: told each class before it is measured.
 
@@ -185,7 +186,9 @@ def autotune(
     took = time.perf_counter() - begin
     stored = [result.stored() for result in results]
     path, problem = None, ""
-    if store:
+    if rounded:
+        problem = "rounded choices hold in this process only"
+    elif store:
         try:
             path = choice.store(key, stored)
             choice.install(path)
@@ -344,7 +347,8 @@ def add_parser(commands: Any) -> None:
     add(
         "--rounded",
         action="store_true",
-        help="try PyTorch's own 16-bit product, which rounds before bias and activation, as well",
+        help="try PyTorch's own 16-bit product, which rounds before bias and activation, as well; "
+        "stores nothing",
     )
     add("--dry-run", action="store_true", help="store nothing")
 

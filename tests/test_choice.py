@@ -441,6 +441,10 @@ BROKEN: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "backend": (lambda text: text.replace('"backend": "aten"', '"backend": "auto"'), "'auto'"),
     "seconds": (lambda text: text.replace("0.002", "-1.0"), "seconds"),
     "nan": (lambda text: text.replace("0.002", "NaN"), "seconds"),
+    "rounded-twice": (
+        lambda text: text.replace('"backend": "aten"', '"backend": "aten_direct"'),
+        "rounded twice",
+    ),
     "missing": (lambda text: text.replace('"m": 16, ', ""), "does not name"),
     "more": (lambda text: text.replace('"m": 16', '"m": 16, "z": 1'), "does not name"),
 }
@@ -677,6 +681,26 @@ def test_autotune_that_stores_nothing(faster_aten: None, tmp_path: Path) -> None
     assert report.path is None
     assert chosen() == "aten"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rounded_choices_are_never_stored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fusedops.__main__ import main
+
+    monkeypatch.setattr(
+        tuning, "_timer", lambda one: lambda name: 1.0 if name == "aten_direct" else 2.0
+    )
+    report = fusedops.autotune(dtypes=("bf16",), products=("forward",), rounded=True)
+    assert report.path is None
+    assert "not stored (rounded choices hold in this process only)" in str(report)
+    assert fusedops.backend.chosen("bf16", 20, 70, 70) == "aten_direct"
+    assert main(["autotune", "--dtype", "bf16", "--product", "forward", "--rounded"]) == 0
+    assert "not stored (rounded" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    _C.forget_choices()
+    choice.load()
+    assert fusedops.backend.chosen("bf16", 20, 70, 70) != "aten_direct"
 
 
 def test_autotune_where_nothing_can_be_written(faster_aten: None, tmp_path: Path) -> None:
