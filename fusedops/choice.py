@@ -35,8 +35,9 @@ _KEY = ("cpu", "isa", "threads", "torch", "fusedops")
 
 Row = tuple[str, str, int, int, int, str]  # product, dtype, m, n, k, backend
 
-# By ISA and number of threads: the file that the choices in use come from.
-sources: dict[tuple[str, int], Path] = {}
+# By ISA and number of threads: the file that the choices in use come from; None: they were measured
+# in this process and are in no file.
+sources: dict[tuple[str, int], Path | None] = {}
 _warned = False
 
 

@@ -179,6 +179,8 @@ def autotune(
             )
     if _C.deterministic():
         raise RuntimeError("[autotune] deterministic mode must be off but got on")
+    if backend.current() != "auto":  # FUSEDOPS_BACKEND or use: no choice would hold
+        raise RuntimeError(f"[autotune] backend must be auto but got {backend.current()}")
     key = choice.key(isa.current(), _C.threads())
     classes = _classes(named, products)
     begin = time.perf_counter()
@@ -202,6 +204,7 @@ def autotune(
         rows = [choice.row_of(one) for one in stored]
         before = _C.choices(key["isa"], key["threads"])
         _C.install_choices(key["isa"], key["threads"], before + rows)
+        choice.sources[key["isa"], key["threads"]] = None
     return Report(key, results, len(classes), took, path, problem)
 
 

@@ -754,6 +754,14 @@ def test_autotune_needs_a_choice() -> None:
         fusedops.autotune()
 
 
+def test_autotune_needs_the_table() -> None:
+    with (
+        fusedops.backend.use("engine"),
+        pytest.raises(RuntimeError, match=r"^\[autotune\] backend must be auto but got engine$"),
+    ):
+        fusedops.autotune()
+
+
 def test_command(faster_aten: None, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from fusedops.__main__ import main
 
@@ -773,5 +781,7 @@ def test_info_says_who_chooses(faster_aten: None) -> None:
     names = dict(info._backends())
     assert names["backend"] == f"as stored in {report.path}"
     assert "aten 2" in names["forward"]
+    fusedops.autotune(dtypes=("f32",), products=("forward",), store=False)
+    assert dict(info._backends())["backend"] == "as measured in this process, not stored"
     with fusedops.backend.use("engine"):
         assert dict(info._backends()) == {"backend": "engine, forced upon all calls"}

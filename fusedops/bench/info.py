@@ -109,13 +109,16 @@ def _backends() -> list[tuple[str, str]]:
     if forced != "auto":
         return [("backend", f"{forced}, forced upon all calls")]
     isa, threads = fusedops.isa.current(), torch.get_num_threads()
-    source = choice.sources.get((isa, threads))
-    rows = [("backend", "by the default table" if source is None else f"as stored in {source}")]
+    said = "by the default table"
+    if (isa, threads) in choice.sources:
+        source = choice.sources[isa, threads]
+        said = f"as stored in {source}" if source else "as measured in this process, not stored"
+    rows = [("backend", said)]
     table = _C.choices(isa, threads)
     for product in dict.fromkeys(row[0] for row in table):
         counts = Counter(row[5] for row in table if row[0] == product)
-        said = ", ".join(f"{name} {count}" for name, count in counts.most_common())
-        rows.append((product.replace("_", " "), f"{said} of {counts.total()} classes of shapes"))
+        shares = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+        rows.append((product.replace("_", " "), f"{shares} of {counts.total()} classes of shapes"))
     return rows
 
 
