@@ -393,6 +393,16 @@ def test_stored_choices_are_found_again() -> None:
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing temporary is left
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_the_umask_says_who_may_read_a_file(umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        path = choice.store(own_key(), [row()])
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
+
+
 def test_new_choices_join_the_stored_ones() -> None:
     choice.store(own_key(), [row(), row(m=4)])
     path = choice.store(own_key(), [row(m=4, backend="engine"), row(k=256)])
@@ -506,6 +516,27 @@ def test_what_is_no_file(what: str) -> None:
     with pytest.warns(UserWarning, match=r"no regular file|No such file"):
         choice.load()
     assert chosen() == "engine"
+
+
+def test_file_that_becomes_a_fifo_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replaced between a look by path and the reading."""
+    path = choice.store(own_key(), [row()])
+    regular = path.stat()
+    path.unlink()
+    os.mkfifo(path)
+    monkeypatch.setattr(Path, "stat", lambda self, **options: regular)
+    with pytest.raises(ValueError, match="no regular file"):
+        choice.install(path)
+
+
+def test_ignored_file_is_no_error_where_warnings_are() -> None:
+    path = choice.store(own_key(), [row()])
+    path.write_text("{")
+    code = "import torch, warnings; warnings.simplefilter('error'); import fusedops; print('here')"
+    done = python(code)
+    assert done.stdout == "here\n"
+    (line,) = done.stderr.splitlines()
+    assert f"UserWarning: fusedops ignores {path} (it is no JSON)" in line
 
 
 def test_missing_folder_says_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
