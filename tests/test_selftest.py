@@ -205,6 +205,19 @@ def test_an_op_without_a_kernel_is_named(
     assert matrix.os.environ.get("FUSEDOPS_STRICT") == strict
 
 
+@pytest.mark.parametrize("error", [OSError, RuntimeError, NotImplementedError, AttributeError])
+def test_whatever_a_call_raises_is_in_the_report(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(x: Tensor, **options: Any) -> Tensor:
+        raise error("the driver said no")
+
+    monkeypatch.setattr(fusedops, "gelu", broken)
+    assert not matrix.kernel_missing(SPECS["gelu"], "cpu")
+    assert main(["selftest", "--device", "cpu", "--quick", "--op", "gelu"]) == 1
+    assert f"- {error.__name__}: the driver said no; repeat('gelu'," in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_call_keeps_its_layout_on_a_device(view: str) -> None:
     call = SPECS["rope"].sample(f"x-{view}").build(torch.float32)
