@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -750,15 +751,22 @@ def test_autotune_really_measures() -> None:
     assert fusedops.backend.current() == "auto"
 
 
-def test_measuring_leaves_the_default_device_and_the_generator_alone() -> None:
+@pytest.mark.parametrize("default", ["cpu", "meta"])
+def test_measuring_asks_no_default_device_and_no_global_generator(
+    default: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[str] = set()
+
+    def call(*arguments: Any) -> None:
+        seen.update(one.device.type for one in arguments if isinstance(one, Tensor))
+
+    both = SimpleNamespace(gelu_linear_nograd=call, linear_backward_nograd=call)
+    monkeypatch.setattr(tuning, "ops", both)
     small = [tuning.Class(p, "f32", 4, 1, 1) for p in tuning.PRODUCTS]
     before = torch.get_rng_state()
-    torch.set_default_device("meta")
-    try:
-        results = tuning.measure(small, math.inf)
-    finally:
-        torch.set_default_device(None)
-    assert len(results) == 3
+    with torch.device(default):
+        assert len(tuning.measure(small, math.inf)) == 3
+    assert seen == {"cpu"}
     assert torch.equal(torch.get_rng_state(), before)
 
 
