@@ -11,7 +11,8 @@ backends:
 - ``aten_direct``: the same in the tensors' own dtype. Of 16-bit tensors the product is rounded
   before bias and activation, as in PyTorch: that adds eps / 2 |input @ weight.T| times the
   activation's largest slope (at most 1.13) to the bound of a result. A gradient has no activation:
-  it is rounded once. A result comes so only by name.
+  it is rounded once. A result comes so only by name, in the process that asks for it: stored
+  choices never name it.
 
 ``FUSEDOPS_BACKEND=engine`` in the environment, or ``fusedops.backend.use("engine")``, chooses one
 for all calls; an unknown name is a ``RuntimeError``. Whatever is chosen, the engine computes empty

@@ -12,9 +12,9 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import stat
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +35,9 @@ _KEY = ("cpu", "isa", "threads", "torch", "fusedops")
 
 Row = tuple[str, str, int, int, int, str]  # product, dtype, m, n, k, backend
 
-# By ISA and number of threads: the file that the choices in use come from.
-sources: dict[tuple[str, int], Path] = {}
+# By ISA and number of threads: the file that the choices in use come from; None: they were measured
+# in this process and are in no file.
+sources: dict[tuple[str, int], Path | None] = {}
 _warned = False
 
 
@@ -88,7 +89,9 @@ def store(key: dict[str, Any], choices: Sequence[dict[str, Any]]) -> Path:
     rows = ",\n".join(json.dumps(row) for _, row in sorted(kept.items()))
     text = f'{{"format": {_FORMAT},\n"key": {json.dumps(key)},\n"choices": [\n{rows}\n]}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", dir=path.parent)
+    name = path.parent / f".{path.stem}-{secrets.token_hex(8)}"
+    # Not mkstemp, whose files are their owner's alone: the umask says who may read a shared folder.
+    handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -149,22 +152,30 @@ def _ignore(what: str) -> None:
     global _warned
     if not _warned:
         _warned = True
-        warnings.warn(
+        line = (
             f"fusedops ignores {what}: fusedops.autotune() writes a new one, FUSEDOPS_AUTOTUNE=0 "
-            "keeps this quiet",
-            stacklevel=2,
+            "keeps this quiet"
         )
+        try:
+            warnings.warn(line, stacklevel=2)
+        except UserWarning as error:  # warnings are errors here; a cache is no reason not to import
+            warnings.showwarning(error, UserWarning, __file__, 0, line="")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The key and the choices of a file, every value checked."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is no regular file")
-    if status.st_size > _MOST_BYTES:
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO would wait for a writer
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise ValueError("it is no regular file")
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            text = file.read(_MOST_BYTES + 1)
+    finally:
+        os.close(handle)
+    if len(text) > _MOST_BYTES:
         raise ValueError(f"it has more than {_MOST_BYTES} bytes")
     try:
-        content = json.loads(path.read_bytes().decode())
+        content = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError("it is no JSON") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
@@ -202,6 +213,8 @@ def _check(choice: Any) -> None:
         value = choice[name]
         if type(value) is not type(values[0]) or value not in values:
             raise ValueError(f"a choice has {name} {value!r:.40}")
+    if (choice["product"], choice["backend"]) == ("forward", "aten_direct"):
+        raise ValueError("a choice has a result rounded twice")  # by name only, in a process
     seconds = choice["seconds"]
     if not isinstance(seconds, dict) or not all(
         isinstance(t, float) and math.isfinite(t) and t > 0 for t in seconds.values()

@@ -208,6 +208,10 @@ def rope(
         RuntimeError: as :func:`convert` and :func:`fusedops.rope`.
     """
     fixed = {"cos": cos, "sin": sin, "position_ids": position_ids}
+    # The formula that is converted looks at no position: the op does, and refuses one.
+    checked = _Fixed(fusedops.rope, fixed, options).float()
+    with torch.no_grad():
+        checked(torch.zeros(tuple(shape), device="cpu", dtype=torch.float32))
     return _program(fusedops.rope, shape, fixed, options)
 
 
@@ -353,11 +357,12 @@ def _import(module: str = "") -> Any:
 
 
 def _require_range(model: nn.Module) -> None:
-    """A weight beyond float16 would become an infinity."""
+    """A weight beyond float16 would become an infinity; what is one already, float16 holds."""
     most = torch.finfo(torch.float16).max
     for name, t in (*model.named_parameters(), *model.named_buffers()):
-        if t.is_floating_point() and t.numel():
-            largest = t.detach().abs().max().item()
+        finite = t.detach()[t.detach().isfinite()]
+        if t.is_floating_point() and finite.numel():
+            largest = finite.abs().max().item()
             _require(largest <= most, f"{name} must lie in float16's range", f"{largest:g}")
 
 

@@ -153,7 +153,8 @@ def autotune(
         products: of "forward", "input_gradient" and "weight_gradient".
         rounded: whether a forward product in 16 bits may also be PyTorch's own, ``aten_direct``,
             which rounds the product before bias and activation: less accurate, faster where a
-            processor has matrix units for bfloat16.
+            processor has matrix units for bfloat16. Nothing is stored then, whatever ``store``
+            says: the choices hold in this process, where they were asked for by name.
         store: whether to write the file.
         progress: told each class before it is measured.
 
@@ -178,6 +179,8 @@ def autotune(
             )
     if _C.deterministic():
         raise RuntimeError("[autotune] deterministic mode must be off but got on")
+    if backend.current() != "auto":  # FUSEDOPS_BACKEND or use: no choice would hold
+        raise RuntimeError(f"[autotune] backend must be auto but got {backend.current()}")
     key = choice.key(isa.current(), _C.threads())
     classes = _classes(named, products)
     begin = time.perf_counter()
@@ -185,7 +188,9 @@ def autotune(
     took = time.perf_counter() - begin
     stored = [result.stored() for result in results]
     path, problem = None, ""
-    if store:
+    if rounded:
+        problem = "rounded choices hold in this process only"
+    elif store:
         try:
             path = choice.store(key, stored)
             choice.install(path)
@@ -199,6 +204,7 @@ def autotune(
         rows = [choice.row_of(one) for one in stored]
         before = _C.choices(key["isa"], key["threads"])
         _C.install_choices(key["isa"], key["threads"], before + rows)
+        choice.sources[key["isa"], key["threads"]] = None
     return Report(key, results, len(classes), took, path, problem)
 
 
@@ -299,8 +305,11 @@ def _timer(one: Class) -> Timer:
     """Times the op itself on random tensors."""
     m, n, k = one.shape()
     dtype = next(t for t, name in SHORT_NAMES.items() if name == one.dtype)
+    g = torch.Generator("cpu").manual_seed(1)  # the caller's numbers stay as they were
     x, w, b, grad = (
-        torch.randn(shape).to(dtype) if wanted else None
+        torch.randn(shape, generator=g, device="cpu", dtype=torch.float32).to(dtype)
+        if wanted
+        else None
         for shape, wanted in (
             ((m, k), one.product != "input_gradient"),
             ((n, k), one.product != "weight_gradient"),
@@ -341,7 +350,8 @@ def add_parser(commands: Any) -> None:
     add(
         "--rounded",
         action="store_true",
-        help="try PyTorch's own 16-bit product, which rounds before bias and activation, as well",
+        help="try PyTorch's own 16-bit product, which rounds before bias and activation, as well; "
+        "stores nothing",
     )
     add("--dry-run", action="store_true", help="store nothing")
 

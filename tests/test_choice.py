@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -393,6 +394,16 @@ def test_stored_choices_are_found_again() -> None:
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing temporary is left
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_the_umask_says_who_may_read_a_file(umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        path = choice.store(own_key(), [row()])
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
+
+
 def test_new_choices_join_the_stored_ones() -> None:
     choice.store(own_key(), [row(), row(m=4)])
     path = choice.store(own_key(), [row(m=4, backend="engine"), row(k=256)])
@@ -441,6 +452,10 @@ BROKEN: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "backend": (lambda text: text.replace('"backend": "aten"', '"backend": "auto"'), "'auto'"),
     "seconds": (lambda text: text.replace("0.002", "-1.0"), "seconds"),
     "nan": (lambda text: text.replace("0.002", "NaN"), "seconds"),
+    "rounded-twice": (
+        lambda text: text.replace('"backend": "aten"', '"backend": "aten_direct"'),
+        "rounded twice",
+    ),
     "missing": (lambda text: text.replace('"m": 16, ', ""), "does not name"),
     "more": (lambda text: text.replace('"m": 16', '"m": 16, "z": 1'), "does not name"),
 }
@@ -502,6 +517,27 @@ def test_what_is_no_file(what: str) -> None:
     with pytest.warns(UserWarning, match=r"no regular file|No such file"):
         choice.load()
     assert chosen() == "engine"
+
+
+def test_file_that_becomes_a_fifo_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replaced between a look by path and the reading."""
+    path = choice.store(own_key(), [row()])
+    regular = path.stat()
+    path.unlink()
+    os.mkfifo(path)
+    monkeypatch.setattr(Path, "stat", lambda self, **options: regular)
+    with pytest.raises(ValueError, match="no regular file"):
+        choice.install(path)
+
+
+def test_ignored_file_is_no_error_where_warnings_are() -> None:
+    path = choice.store(own_key(), [row()])
+    path.write_text("{")
+    code = "import torch, warnings; warnings.simplefilter('error'); import fusedops; print('here')"
+    done = python(code)
+    assert done.stdout == "here\n"
+    (line,) = done.stderr.splitlines()
+    assert f"UserWarning: fusedops ignores {path} (it is no JSON)" in line
 
 
 def test_missing_folder_says_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -679,6 +715,26 @@ def test_autotune_that_stores_nothing(faster_aten: None, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rounded_choices_are_never_stored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fusedops.__main__ import main
+
+    monkeypatch.setattr(
+        tuning, "_timer", lambda one: lambda name: 1.0 if name == "aten_direct" else 2.0
+    )
+    report = fusedops.autotune(dtypes=("bf16",), products=("forward",), rounded=True)
+    assert report.path is None
+    assert "not stored (rounded choices hold in this process only)" in str(report)
+    assert fusedops.backend.chosen("bf16", 20, 70, 70) == "aten_direct"
+    assert main(["autotune", "--dtype", "bf16", "--product", "forward", "--rounded"]) == 0
+    assert "not stored (rounded" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    _C.forget_choices()
+    choice.load()
+    assert fusedops.backend.chosen("bf16", 20, 70, 70) != "aten_direct"
+
+
 def test_autotune_where_nothing_can_be_written(faster_aten: None, tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
     with pytest.warns(UserWarning, match=r"^\[autotune\] the choices could not be stored: "):
@@ -693,6 +749,25 @@ def test_autotune_really_measures() -> None:
         assert all(seconds > 0 for seconds in result.seconds.values())
         assert {"engine", "aten"} <= {*result.seconds}
     assert fusedops.backend.current() == "auto"
+
+
+@pytest.mark.parametrize("default", ["cpu", "meta"])
+def test_measuring_asks_no_default_device_and_no_global_generator(
+    default: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[str] = set()
+
+    def call(*arguments: Any) -> None:
+        seen.update(one.device.type for one in arguments if isinstance(one, Tensor))
+
+    both = SimpleNamespace(gelu_linear_nograd=call, linear_backward_nograd=call)
+    monkeypatch.setattr(tuning, "ops", both)
+    small = [tuning.Class(p, "f32", 4, 1, 1) for p in tuning.PRODUCTS]
+    before = torch.get_rng_state()
+    with torch.device(default):
+        assert len(tuning.measure(small, math.inf)) == 3
+    assert seen == {"cpu"}
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(
@@ -718,6 +793,14 @@ def test_autotune_needs_a_choice() -> None:
         fusedops.autotune()
 
 
+def test_autotune_needs_the_table() -> None:
+    with (
+        fusedops.backend.use("engine"),
+        pytest.raises(RuntimeError, match=r"^\[autotune\] backend must be auto but got engine$"),
+    ):
+        fusedops.autotune()
+
+
 def test_command(faster_aten: None, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from fusedops.__main__ import main
 
@@ -737,5 +820,7 @@ def test_info_says_who_chooses(faster_aten: None) -> None:
     names = dict(info._backends())
     assert names["backend"] == f"as stored in {report.path}"
     assert "aten 2" in names["forward"]
+    fusedops.autotune(dtypes=("f32",), products=("forward",), store=False)
+    assert dict(info._backends())["backend"] == "as measured in this process, not stored"
     with fusedops.backend.use("engine"):
         assert dict(info._backends()) == {"backend": "engine, forced upon all calls"}

@@ -328,6 +328,36 @@ def test_layers_without_a_program(ct: Any, model: Any, message: str) -> None:
         coreml.convert(model(), torch.randn(3, 16))
 
 
+@pytest.mark.parametrize("wrong", [99, -1])
+def test_a_position_outside_the_table(ct: Any, wrong: int) -> None:
+    ids = torch.tensor([0, wrong, 1])
+    with pytest.raises(RuntimeError, match=r"^\[rope\] position_ids \+ offset must be in \[0, 8\)"):
+        coreml.rope((1, 2, 3, 8), torch.randn(8, 4), torch.randn(8, 4), ids)
+
+
+class Masked(nn.Module):
+    """A layer behind a mask with infinities, which float16 has."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.layer = fusedops.nn.GELULinear(16, 16)
+        nn.init.constant_(self.layer.weight, weight)
+        self.register_buffer("mask", torch.full((3, 16), -torch.inf).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.layer(x) + self.mask, -1)
+
+
+def test_infinities_of_a_mask_are_kept(ct: Any) -> None:
+    program = coreml.convert(Masked(1.0), torch.randn(3, 16))
+    (add,) = (op for op in operations(program) if op.op_type == "add")
+    assert np.isneginf(add.y.val).any()
+    with pytest.raises(
+        RuntimeError, match=r"layer\.weight must lie in float16's range but got 1e\+06"
+    ):
+        coreml.convert(Masked(1e6), torch.randn(3, 16))
+
+
 def test_rope_by_hand_says_what_to_do(ct: Any) -> None:
     coreml.register()
     tables = torch.randn(3, 4), torch.randn(3, 4)

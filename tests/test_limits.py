@@ -497,8 +497,8 @@ def test_info_names_everything(monkeypatch: pytest.MonkeyPatch, fake: FakeProbes
     assert rows["isa compiled"] == " ".join(fusedops.isa.compiled())
     assert rows["read DRAM"].split()[:2] == ["50", "GB/s"]
     assert _C.fma_unit("int8") in rows["fma int8"]
-    assert lines[-1].startswith("never run")
-    assert re.search("Metal.*arm64", lines[-1])
+    assert rows["not verified"] == info.UNSEEN
+    assert re.fullmatch("no report of .*Metal.*arm64.* has been seen", info.UNSEEN)
     assert any("1 thread" in name for name in told)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from bench_fakes import Limits
+from helpers import python
 from torch import Tensor
 
 import fusedops
@@ -205,6 +206,19 @@ def test_an_op_without_a_kernel_is_named(
     assert matrix.os.environ.get("FUSEDOPS_STRICT") == strict
 
 
+@pytest.mark.parametrize("error", [OSError, RuntimeError, NotImplementedError, AttributeError])
+def test_whatever_a_call_raises_is_in_the_report(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(x: Tensor, **options: Any) -> Tensor:
+        raise error("the driver said no")
+
+    monkeypatch.setattr(fusedops, "gelu", broken)
+    assert not matrix.kernel_missing(SPECS["gelu"], "cpu")
+    assert main(["selftest", "--device", "cpu", "--quick", "--op", "gelu"]) == 1
+    assert f"- {error.__name__}: the driver said no; repeat('gelu'," in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_call_keeps_its_layout_on_a_device(view: str) -> None:
     call = SPECS["rope"].sample(f"x-{view}").build(torch.float32)
@@ -238,10 +252,11 @@ def test_empty_tensors_keep_their_dtypes_on_a_device() -> None:
 def test_the_report_of_a_run_that_passed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["selftest", "--device", "cpu", "--quick", "--op", "gelu"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("fusedops self-test on cpu: PASSED (")
+    assert out.startswith("fusedops self-test on cpu; the verdict is at the end\n")
+    assert "\nfusedops self-test on cpu: PASSED (" in out
     for name in ("cpu", "isa", "os", "python", "torch", "fusedops", "date"):
         assert f"\n{name} " in out
-    assert "| gelu | forward " in " ".join(out.split())
+    assert "\ngelu forward f32 4 " in "\n".join(" ".join(line.split()) for line in out.split("\n"))
     assert "No cpu kernel, computed by PyTorch operations: none." in out
 
 
@@ -251,20 +266,23 @@ def test_the_report_of_a_run_that_failed(
     monkeypatch.setattr(fusedops, "gelu", GELUS["wrong"][1]())
     assert main(["selftest", "--device", "cpu", "--quick", "--op", "gelu"]) == 1
     out = capsys.readouterr().out
-    assert out.startswith("fusedops self-test on cpu: FAILED: ")
-    assert "### gelu forward f32: 4 of 4 calls failed" in out
+    assert "\nfusedops self-test on cpu: FAILED: " in out
+    assert "PASSED" not in out
+    assert "\ngelu forward f32 4 FAILED 4\n" in "\n".join(
+        " ".join(line.split()) for line in out.split("\n")
+    )
     assert "repeat('gelu', 'n33', 'f32', 'normal', way='forward', device='cpu')" in out
     assert "from fusedops.selftest import repeat" in out
 
 
-MACHINE = {"device": "mps", "gpu": "a test"}
 GOOD = Part("rope", "forward", "f32", runs=3, worst=0.5)
 BAD = Part("rope", "forward", "f16", runs=9, faults=[f"fault {i}" for i in range(9)])
 
 
 def test_a_report_of_a_gpu_says_what_was_never_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    text = report.text(MACHINE, ["gelu_linear_quantized"], [GOOD])
+    stands_in = ["gelu_linear_quantized"]
+    text = report.columns("mps", stands_in) + report.end("mps", stands_in, [GOOD])
     assert "Never verified on real hardware" in text
     assert all(what in text for what in report.UNVERIFIED["mps"])
     assert "computed by PyTorch operations: gelu_linear_quantized." in text
@@ -273,25 +291,28 @@ def test_a_report_of_a_gpu_says_what_was_never_seen(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_report_shows_a_few_faults_of_a_part() -> None:
-    text = report.text(MACHINE, [], [GOOD, BAD])
-    assert "FAILED: 1 of 2 parts (12 calls)" in text
-    assert "- fault 4\n- and 4 more" in text
+    assert "FAILED: 1 of 2 parts (12 calls)" in report.end("mps", [], [GOOD, BAD])
+    text = report.row(BAD)
+    assert "  - fault 4\n  - and 4 more\n" in text
     assert "fault 5" not in text
 
 
 def test_a_report_of_an_emulator_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
-    text = report.text(MACHINE, [], [GOOD])
+    text = report.end("mps", [], [GOOD])
     assert "This device is an emulator" in text
     assert "Never verified" not in text
 
 
 def test_a_skipped_part_is_no_failure_and_no_pass() -> None:
     skipped = Part("rope", "forward", "f64", skipped="MPS has no float64")
-    text = report.text(MACHINE, [], [skipped])
-    assert "PASSED (0 calls)" in text
-    assert "skipped: MPS has no float64" in text
+    assert "skipped: MPS has no float64" in report.row(skipped)
     assert not skipped.passed
+    assert "PASSED (3 calls)" in report.end("mps", [], [GOOD, skipped])
+    for parts in ([skipped], []):
+        text = report.end("mps", [], parts)
+        assert "FAILED: no call was made (0 calls)" in text
+        assert "PASSED" not in text
 
 
 def test_a_build_without_metal_kernels_fails_on_mps(
@@ -303,7 +324,40 @@ def test_a_build_without_metal_kernels_fails_on_mps(
     assert main(["selftest", "--op", "rope"]) == 1
     out = capsys.readouterr().out
     assert "self-test on mps" in out, "the default where there is one"
-    assert "this build has no Metal kernels, so none was tested" in out
+    assert "FAILED: no op that was run has a Metal kernel, so none was tested (3 calls)" in out
+    assert "PASSED" not in out
+
+
+def test_no_call_is_no_pass(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matrix, "run", lambda *args, **options: iter(()))
+    assert main(["selftest", "--device", "cpu", "--op", "gelu"]) == 1
+    assert "FAILED: no call was made (0 calls)" in capsys.readouterr().out
+
+
+def test_an_abort_leaves_the_report_so_far() -> None:
+    """As Metal's validation layer ends a process, at the first call of a second part."""
+    done = python(
+        """
+        import os, sys, fusedops
+        from fusedops.__main__ import main
+        from fusedops.selftest import matrix
+
+        def aborts(case):
+            os.abort()
+
+        matrix._WAYS["again"] = aborts
+        main(["selftest", "--device", "cpu", "--quick", "--op", "gelu"])
+        """
+    )
+    assert done.returncode != 0
+    assert done.stdout.startswith("fusedops self-test on cpu")
+    assert [line.split()[:3] for line in done.stdout.splitlines()[-2:]] == [
+        ["op", "called", "dtype"],
+        ["gelu", "forward", "f32"],
+    ]
+    assert "running: gelu forward f32\nrunning: gelu again f32\n" in done.stderr
 
 
 # --- timings --------------------------------------------------------------------------------------

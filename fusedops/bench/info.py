@@ -20,7 +20,11 @@ from fusedops.bench.limits import Limits, has_matrix_unit
 
 __all__ = ["cpu_name", "fingerprint", "text"]
 
-NEVER_RAN = "no Metal, MPS, CoreML or arm64 (neon) code of fusedops has run on real hardware yet"
+# True on every machine, also on one that runs the code in question.
+UNSEEN = (
+    "no report of a run of fusedops' Metal, MPS, CoreML or arm64 (neon) code on real hardware "
+    "has been seen"
+)
 
 
 def text(progress: Callable[[str], None] = lambda name: None) -> str:
@@ -53,7 +57,7 @@ def text(progress: Callable[[str], None] = lambda name: None) -> str:
         ("governor", machine["governor"]),
         ("class", machine["class"]),
         *_limits(progress),
-        ("never run", NEVER_RAN),
+        ("not verified", UNSEEN),
     ]
     return "".join(f"{name:<18} {value}\n" for name, value in rows)
 
@@ -109,13 +113,16 @@ def _backends() -> list[tuple[str, str]]:
     if forced != "auto":
         return [("backend", f"{forced}, forced upon all calls")]
     isa, threads = fusedops.isa.current(), torch.get_num_threads()
-    source = choice.sources.get((isa, threads))
-    rows = [("backend", "by the default table" if source is None else f"as stored in {source}")]
+    said = "by the default table"
+    if (isa, threads) in choice.sources:
+        source = choice.sources[isa, threads]
+        said = f"as stored in {source}" if source else "as measured in this process, not stored"
+    rows = [("backend", said)]
     table = _C.choices(isa, threads)
     for product in dict.fromkeys(row[0] for row in table):
         counts = Counter(row[5] for row in table if row[0] == product)
-        said = ", ".join(f"{name} {count}" for name, count in counts.most_common())
-        rows.append((product.replace("_", " "), f"{said} of {counts.total()} classes of shapes"))
+        shares = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+        rows.append((product.replace("_", " "), f"{shares} of {counts.total()} classes of shapes"))
     return rows
 
 

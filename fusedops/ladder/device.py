@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import fusedops
-from fusedops import coreml, reference
+from fusedops import coreml, mps, reference
 from fusedops.ladder.rung import Rung
 
 __all__ = ["RUNGS", "on"]
@@ -52,8 +52,7 @@ def _mps_missing() -> str | None:
 
 def _metal_missing() -> str | None:
     # Of a build without its kernels the formula would run, which is mps_eager.
-    kernels = torch._C._dispatch_has_kernel_for_dispatch_key("fusedops::rope_nograd", "MPS")
-    return _mps_missing() or (None if kernels else "this build has no Metal kernels")
+    return _mps_missing() or (None if mps.is_available() else "this build has no Metal kernels")
 
 
 def _rungs(

@@ -58,14 +58,16 @@ def run(options: argparse.Namespace) -> int:
     # The report goes where the record does not.
     out = sys.stderr if writer.is_stdout else sys.stdout
     ops = options.op or tuple(SPECS)
+    _tell(out, report.head(report.machine(device)))
+    _running("a first call of each op")
     stands_in = [op for op in ops if matrix.kernel_missing(SPECS[op], device)]
-    parts = list(matrix.run(device, ops=ops, quick=options.quick, status=_status))
-    _status("")
-    out.write(report.text(report.machine(device), stands_in, parts))
-    bad = any(part.faults for part in parts)
-    if device == "mps" and len(stands_in) == len(ops):
-        out.write("FAILED: this build has no Metal kernels, so none was tested.\n")
-        bad = True
+    _tell(out, report.columns(device, stands_in))
+    parts = []
+    for part in matrix.run(device, ops=ops, quick=options.quick, status=_running):
+        parts.append(part)
+        _tell(out, report.row(part))
+    _tell(out, report.end(device, stands_in, parts))
+    bad = report.problem(device, stands_in, parts) is not None
     if options.bench:
         bad = _bench(device, options, writer, out) or bad
     return 2 if writer.failed else int(bad)
@@ -82,6 +84,22 @@ def _bench(device: str, options: argparse.Namespace, writer: Writer, out: Any) -
     writer.finish(speed.record(device, found, "fusedops selftest --bench"))
     faults = [row.fault for r in found for row in r.rows if row.candidate == "fusedops"]
     return any(faults) or any("fusedops" in r.absent for r in found)
+
+
+def _tell(out: Any, text: str) -> None:
+    """A piece of the report, in the file at once: the next call may end the process."""
+    _status("")
+    out.write(text)
+    out.flush()
+
+
+def _running(text: str) -> None:
+    """What runs now: the last word of a process that a driver ends, so not on a terminal only."""
+    if sys.stderr.isatty():
+        _status(text)
+    else:
+        sys.stderr.write(f"running: {text}\n")
+        sys.stderr.flush()
 
 
 def _status(text: str) -> None:

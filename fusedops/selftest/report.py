@@ -1,4 +1,7 @@
-"""The report of a self-test: text to paste into an issue."""
+"""The report of a self-test: text to paste into an issue.
+
+It comes in pieces, each written as soon as it is known: a driver may end the process.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from fusedops.bench import info
-from fusedops.bench.report import digits, table
+from fusedops.bench.report import digits
 from fusedops.selftest.matrix import Part
+from fusedops.testing import SPECS
 
-__all__ = ["UNVERIFIED", "emulated", "machine", "text"]
+__all__ = ["UNVERIFIED", "columns", "emulated", "end", "head", "machine", "problem", "row"]
 
 SHOWN = 5  # faults of a part
 UNVERIFIED = {
@@ -55,46 +59,61 @@ def machine(device: str) -> dict[str, str]:
     }
 
 
-def text(found: Mapping[str, str], stands_in: Sequence[str], parts: Sequence[Part]) -> str:
-    """The whole report.
-
-    Args:
-        found: the machine.
-        stands_in: the ops that PyTorch operations compute on this device.
-        parts: what was run.
-    """
-    device = found["device"]
-    bad = [part for part in parts if part.faults]
-    runs = sum(part.runs for part in parts)
-    verdict = "PASSED" if not bad else f"FAILED: {len(bad)} of {len(parts)} parts"
-    lines = [f"fusedops self-test on {device}: {verdict} ({runs} calls)", ""]
+def head(found: Mapping[str, str]) -> str:
+    """What is known before anything has run: the machine."""
+    lines = [f"fusedops self-test on {found['device']}; the verdict is at the end", ""]
     lines += [f"{name:<18} {value}" for name, value in found.items()]
-    lines += ["", table(_COLUMNS, map(_cells, parts)), ""]
-    lines += [
-        f"No {device} kernel, computed by PyTorch operations: {', '.join(stands_in) or 'none'}."
-    ]
-    for part in bad:
-        lines += ["", f"### {_title(part)}: {len(part.faults)} of {part.runs} calls failed", ""]
-        lines += [f"- {fault}" for fault in part.faults[:SHOWN]]
-        more = len(part.faults) - SHOWN
-        lines += [f"- and {more} more"] if more > 0 else []
+    return "\n".join([*lines, ""])
+
+
+def columns(device: str, stands_in: Sequence[str]) -> str:
+    """Above the rows: what each part of them says, and the ops that PyTorch operations compute."""
+    named = ", ".join(stands_in) or "none"
+    titles = "op", "called", "dtype", "calls", "worst error / bound", "result"
+    return f"\nNo {device} kernel, computed by PyTorch operations: {named}.\n\n{_line(titles)}"
+
+
+def row(part: Part) -> str:
+    """One part, whole when it is done: a line, and below it what failed."""
+    result = f"skipped: {part.skipped}" if part.skipped else f"FAILED {len(part.faults)}"
+    valued = part.way not in ("again", "errors", "positions") and part.runs > len(part.faults)
+    worst = digits(part.worst) if valued and math.isfinite(part.worst) else ""
+    result = "ok" if part.passed else result
+    text = _line((part.op, part.way, part.dtype, str(part.runs), worst, result))
+    text += "".join(f"  - {fault}\n" for fault in part.faults[:SHOWN])
+    more = len(part.faults) - SHOWN
+    return text + (f"  - and {more} more\n" if more > 0 else "")
+
+
+def problem(device: str, stands_in: Sequence[str], parts: Sequence[Part]) -> str | None:
+    """Why the run is no pass, or None."""
+    bad = sum(bool(part.faults) for part in parts)
     if bad:
-        lines += ["", "To see a failure again: from fusedops.selftest import repeat"]
+        return f"{bad} of {len(parts)} parts"
+    if not any(part.runs for part in parts):
+        return "no call was made"
+    if device == "mps" and {part.op for part in parts} <= {*stands_in}:
+        return "no op that was run has a Metal kernel, so none was tested"
+    return None
+
+
+def end(device: str, stands_in: Sequence[str], parts: Sequence[Part]) -> str:
+    """Below the rows: the verdict, and what it says of the hardware."""
+    wrong = problem(device, stands_in, parts)
+    verdict = "PASSED" if wrong is None else f"FAILED: {wrong}"
+    runs = sum(part.runs for part in parts)
+    lines = ["", f"fusedops self-test on {device}: {verdict} ({runs} calls)"]
+    if any(part.faults for part in parts):
+        lines += ["To see a failure again: from fusedops.selftest import repeat"]
     return "\n".join([*lines, "", *_closing(device)]) + "\n"
 
 
-_COLUMNS = ("op", "called", "dtype", "calls", "worst error / bound", "result")
+def _line(cells: Sequence[str]) -> str:
+    """One row; its widths are known before the others are."""
+    return " ".join(map(str.ljust, cells, _WIDTHS)).rstrip() + "\n"
 
 
-def _cells(part: Part) -> tuple[str, ...]:
-    result = f"skipped: {part.skipped}" if part.skipped else f"FAILED {len(part.faults)}"
-    valued = part.way not in ("again", "errors", "positions") and part.runs
-    worst = digits(part.worst) if valued and math.isfinite(part.worst) else ""
-    return part.op, part.way, part.dtype, str(part.runs), worst, "ok" if part.passed else result
-
-
-def _title(part: Part) -> str:
-    return " ".join(word for word in (part.op, part.way, part.dtype) if word)
+_WIDTHS = (max(map(len, SPECS)) + 1, 10, 6, 6, 20, 0)
 
 
 def _closing(device: str) -> list[str]:
