@@ -387,6 +387,7 @@ def test_autocast_can_be_switched_off() -> None:
         assert fusedops.linear(x, w).dtype == torch.float32
 
 
+PACKABLE = torch.ones(3, 2, device="cpu")
 BAD_TYPES: dict[str, Callable[[Any], Any]] = {
     "linear input": lambda bad: fusedops.linear(bad, torch.ones(3, 2)),
     "linear weight": lambda bad: fusedops.linear(torch.ones(1, 2), bad),
@@ -397,14 +398,12 @@ BAD_TYPES: dict[str, Callable[[Any], Any]] = {
     "gelu_linear out": lambda bad: fusedops.gelu_linear(
         torch.ones(1, 2), torch.ones(3, 2), out=bad
     ),
-    "linear input packed": lambda bad: fusedops.linear(
-        bad, fusedops.pack_linear(torch.ones(3, 2, device="cpu"))
-    ),
+    "linear input packed": lambda bad: fusedops.linear(bad, fusedops.pack_linear(PACKABLE)),
     "gelu_linear input packed": lambda bad: fusedops.gelu_linear(
-        bad, fusedops.pack_linear(torch.ones(3, 2, device="cpu"))
+        bad, fusedops.pack_linear(PACKABLE)
     ),
     "pack_linear weight": lambda bad: fusedops.pack_linear(bad),
-    "pack_linear bias": lambda bad: fusedops.pack_linear(torch.ones(3, 2, device="cpu"), bad),
+    "pack_linear bias": lambda bad: fusedops.pack_linear(PACKABLE, bad),
 }
 
 

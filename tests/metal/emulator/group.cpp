@@ -420,16 +420,14 @@ void* threadgroup_memory(const void* declaration, size_t bytes, size_t alignment
 float fuzz(float x) {
   const int range = group.options.fuzz_ulp;
   if (range == 0 || x != x || __builtin_isinf(x) || x == 0) return x;
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  const uint32_t sign = bits & 0x80000000u;
-  const auto step =
-      static_cast<int32_t>(group.random() % (2u * static_cast<unsigned>(range) + 1)) - range;
-  // No further than to zero and to infinity.
-  const int64_t size = std::clamp<int64_t>(int64_t{bits & 0x7fffffffu} + step, 0, 0x7f800000);
-  bits = sign | static_cast<uint32_t>(size);
-  memcpy(&x, &bits, sizeof x);
-  return x;
+  const float size = __builtin_fabsf(x);
+  int32_t bits;
+  memcpy(&bits, &size, sizeof bits);
+  bits += static_cast<int32_t>(group.random() % (2u * static_cast<unsigned>(range) + 1)) - range;
+  bits = std::min(std::max(bits, 0), 0x7f800000);  // below the least float is zero
+  float y;
+  memcpy(&y, &bits, sizeof y);
+  return __builtin_copysignf(y, x);
 }
 
 }  // namespace emu
