@@ -130,6 +130,15 @@ def test_fuzz_moves_the_functions_of_mathematics(monkeypatch: pytest.MonkeyPatch
     assert (distance > 0).mean() > 0.5
 
 
+def test_fuzz_stops_at_zero_and_infinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.linspace(-103.9, -102.0, THREADS, dtype=np.float32)
+    x[-1] = 88.7228
+    monkeypatch.setenv("EMU_FUZZ_ULP", "9")
+    bugs().run("ok_exp", [x], [THREADS], [64])
+    assert not np.isnan(x).any()
+    assert (x >= 0).all()
+
+
 @pytest.mark.parametrize(("dtype", "bits"), [("f32", np.float32), ("f16", np.float16)])
 def test_matrices_have_the_layout_of_apple(dtype: str, bits: type, order: str) -> None:
     random = np.random.default_rng(0)
