@@ -41,7 +41,6 @@ BLOCKS = {  # between markers, by document
     ),
 }
 NOTHING = "No run is on record yet."
-README_CASES = 2  # of the ladder, in f32
 WORST = 20  # shapes of a sweep
 
 
@@ -218,7 +217,11 @@ def _without_versions(text: str) -> str:
 
 
 def _readme_block(record: Record) -> str:
-    rungs = [r for r in ladder_results(record) if r.case.dtype == "f32"][:README_CASES]
+    rungs = [
+        r
+        for r in ladder_results(record)
+        if r.case.dtype == "f32" and r.case.shape.startswith("article/")
+    ]
     parts = [f"{report.machine_line(record)}:"]
     if rungs:
         parts.append("![times of all rungs](docs/ladder.png)")
