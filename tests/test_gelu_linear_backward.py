@@ -398,6 +398,20 @@ def test_an_eager_layer_learns_the_same() -> None:
         torch.testing.assert_close(leaf.grad, twin.grad, rtol=1e-4, atol=1e-4)
 
 
+# Refused before a copy of all of its elements is made.
+@pytest.mark.skipif(DEVICE != "mps", reason="a limit of MPS")
+@pytest.mark.parametrize("form", ["linear", "gelu_linear", "dz"])
+def test_expanded_grad_past_32_bits_is_refused(form: str) -> None:
+    grad = torch.zeros(1).expand(2**16, 2**16)
+    calls: dict[str, Callable[[], object]] = {
+        "linear": lambda: ops.linear_backward(grad, None, None, True),
+        "gelu_linear": lambda: ops.gelu_linear_backward(grad, None, None, grad, "none", True),
+        "dz": lambda: ops.gelu_linear_dz(grad, grad, "none"),
+    }
+    with pytest.raises(RuntimeError, match=r"grad must have at most 2\^32 - \d+ elements on MPS"):
+        calls[form]()
+
+
 # --- errors ---------------------------------------------------------------------------------------
 
 FLOATING = "grad must be float32, float16, bfloat16 or float64 but got "
