@@ -81,12 +81,12 @@ void dispatch(const RopeCall& c, const Tensor& cos, const View& cos_view, const 
   const Side& second = k ? *k : q;
   const RopeArgs& b = second.args;
   const DType type = floating(c.op, "x", q.turn->from), table = floating(c.op, "cos", cos_view);
-  const Tensor flag = faults(q.turn->x);
+  const Faults faults(q.turn->x);
   const bool turns = a.half > 0;  // else there are no tables, and an empty tensor cannot be bound
   launch(c.op,
          std::string("rope_") + short_name(type) + "_" + short_name(table) + (wide ? "_x4" : "_x1"),
          grid, q.turn->x, q.turn->y, second.turn->x, second.turn->y, turns ? cos : q.turn->x,
-         turns ? sin : q.turn->x, c.position_ids ? *c.position_ids : q.turn->x, flag,
+         turns ? sin : q.turn->x, c.position_ids ? *c.position_ids : q.turn->x, faults.flag(),
          metal::HeadCounts{narrow(a.heads), k ? narrow(b.heads) : 0},
          metal::Width{narrow(a.half), narrow(a.head_dim)},
          metal::Tokens{narrow(a.seq), narrow(cos_view.size(-2))}, outer(a.x_batch, a.x_head),
@@ -95,7 +95,7 @@ void dispatch(const RopeCall& c, const Tensor& cos, const View& cos_view, const 
          inner(b.y_seq, b.y_dim), metal::BatchRow{narrow(a.cos_batch), narrow(a.cos_row)},
          metal::BatchRow{narrow(a.sin_batch), narrow(a.sin_row)},
          metal::BatchRow{narrow(a.id_batch), narrow(a.id_seq)}, a.offset, flags_of(a));
-  if (c.position_ids) ask_for_faults();
+  if (c.position_ids) faults.ask();
 }
 
 void run(const RopeCall& c, std::initializer_list<Turn> turns) {
