@@ -111,7 +111,7 @@ void check_sizes(const LinearCall& call, int64_t result) {
   check_extent(call.op, "input", View(call.input(), Device::mps));
   check_extent(call.op, "weight", View(call.weight(), Device::mps));
   if (result > kMost)
-    fail(call.op, "the result must have at most 2^32 - 64 elements on MPS but got ", result);
+    fail(call.op, "the result must have at most 2^32 - 256 elements on MPS but got ", result);
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ struct Rows {
     for (int64_t d = 0; d + 1 < g.rank(); d++) m *= g.size(d);
     // An expanded grad is a copy of all of its elements here.
     if (g.numel > kMost)
-      fail(op, "grad must have at most 2^32 - 64 elements on MPS but got ", g.numel);
+      fail(op, "grad must have at most 2^32 - 256 elements on MPS but got ", g.numel);
   }
   Tensor of(const Tensor& t, int64_t columns) const {
     return torch::stable::reshape(torch::stable::contiguous(t), {m, columns});
