@@ -44,7 +44,7 @@ struct Layer {
 
   bool biased() const { return call.args.bias != nullptr; }
   metal::Matrix size() const { return {narrow(call.args.m), narrow(call.args.n)}; }
-  metal::Depth depth() const { return {narrow(call.args.k), 0}; }
+  metal::Depth depth() const { return {narrow(call.args.k)}; }
   metal::Leading leading() const { return {narrow(call.args.ldx), narrow(call.args.ldw)}; }
   metal::LayerFlags flags() const {
     return {(biased() ? metal::kHasBias : 0u) | (preact ? metal::kKeepPreact : 0u),

@@ -56,7 +56,7 @@ metal::RopeFlags flags_of(const RopeArgs& a) {
   if (a.conjugate) bits |= metal::kConjugate;
   if (a.position_ids) bits |= metal::kHasIds;
   if (a.wide_ids) bits |= metal::kWideIds;
-  return {bits, 0};
+  return {bits};
 }
 
 // q and, of the same batch, length and head size or else null, k.
@@ -88,7 +88,7 @@ void dispatch(const RopeCall& c, const Tensor& cos, const View& cos_view, const 
          grid, q.turn->x, q.turn->y, second.turn->x, second.turn->y, turns ? cos : q.turn->x,
          turns ? sin : q.turn->x, c.position_ids ? *c.position_ids : q.turn->x, faults.flag(),
          metal::HeadCounts{narrow(a.heads), k ? narrow(b.heads) : 0},
-         metal::Width{narrow(a.half), narrow(a.head_dim)},
+         metal::Width{narrow(a.half)},
          metal::Tokens{narrow(a.seq), narrow(cos_view.size(-2))}, outer(a.x_batch, a.x_head),
          inner(a.x_seq, a.x_dim), outer(a.y_batch, a.y_head), inner(a.y_seq, a.y_dim),
          outer(b.x_batch, b.x_head), inner(b.x_seq, b.x_dim), outer(b.y_batch, b.y_head),
