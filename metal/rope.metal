@@ -11,11 +11,12 @@ inline void report(device atomic_uint* fault, long position, uint rows) {
   atomic_store_explicit(fault + 3, rows, memory_order_relaxed);
 }
 
-// Grid: (columns, groups of heads of q and then of k, batch * seq). The first pairs / W columns turn
-// pairs, those behind them copy the elements past rotary_dim; in place there are none of these.
-// W = 4: every address is a multiple of four elements, and the elements of a row are adjacent.
+// Grid: (columns, groups of heads of q and then of k, batch * seq). The first pairs / W columns
+// turn pairs, those behind them copy the elements past rotary_dim; in place there are none of
+// these. W = 4: every address is a multiple of four elements, and the elements of a row are
+// adjacent.
 template <typename T, typename C, uint W>
-[[kernel]] void rope(
+[[kernel, max_total_threads_per_threadgroup(256)]] void rope(
     device const T* q [[buffer(0)]], device T* q_out [[buffer(1)]], device const T* k [[buffer(2)]],
     device T* k_out [[buffer(3)]], device const C* cosines [[buffer(4)]],
     device const C* sines [[buffer(5)]], device const int* ids [[buffer(6)]],

@@ -103,7 +103,8 @@ void resume(Running& r) {
 
 Size minus_one_up(const Size& a, const Size& b) {
   Size r;
-  for (int i = 0; i < 3; ++i) r.d[i] = static_cast<uint32_t>((uint64_t{a.d[i]} + b.d[i] - 1) / b.d[i]);
+  for (int i = 0; i < 3; ++i)
+    r.d[i] = static_cast<uint32_t>((uint64_t{a.d[i]} + b.d[i] - 1) / b.d[i]);
   return r;
 }
 
