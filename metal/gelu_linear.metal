@@ -5,6 +5,8 @@
 #include "common.h"
 
 // y = act(z + bias), and where it is kept z + bias itself; y may be z. Grid: (n / W, m).
+// Where y is z one buffer is bound twice: each element is loaded and stored by one thread, and
+// stored after it was loaded.
 template <typename T, uint W>
 [[kernel, max_total_threads_per_threadgroup(256)]] void layer_epilogue(
     device const T* z [[buffer(0)]], device const T* bias [[buffer(1)]], device T* y [[buffer(2)]],

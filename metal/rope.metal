@@ -15,6 +15,8 @@ inline void report(device atomic_uint* fault, long position, uint rows) {
 // turn pairs, those behind them copy the elements past rotary_dim; in place there are none of
 // these. W = 4: every address is a multiple of four elements, and the elements of a row are
 // adjacent.
+// In place a buffer is bound twice, as x and as y: each element is loaded and stored by one thread,
+// and stored after both of its pair were loaded.
 template <typename T, typename C, uint W>
 [[kernel, max_total_threads_per_threadgroup(256)]] void rope(
     device const T* q [[buffer(0)]], device T* q_out [[buffer(1)]], device const T* k [[buffer(2)]],
