@@ -3,8 +3,10 @@
 
 // Four elements a thread; the last one takes what is left of them.
 template <typename T, uint W>
-[[kernel]] void gelu(device const T* x [[buffer(0)]], device T* y [[buffer(1)]],
-                     constant Count& count [[buffer(2)]], uint at [[thread_position_in_grid]]) {
+[[kernel, max_total_threads_per_threadgroup(256)]] void gelu(device const T* x [[buffer(0)]],
+                                                             device T* y [[buffer(1)]],
+                                                             constant Count& count [[buffer(2)]],
+                                                             uint at [[thread_position_in_grid]]) {
   const uint first = at * W;
   if (first + W <= count.elements) {
     Lanes<W>::store(y + first, activate(count.activation, Lanes<W>::load(x + first)));
@@ -16,9 +18,9 @@ template <typename T, uint W>
 
 // dx = dy * act'(x)
 template <typename T, uint W>
-[[kernel]] void gelu_backward(device const T* dy [[buffer(0)]], device const T* x [[buffer(1)]],
-                              device T* dx [[buffer(2)]], constant Count& count [[buffer(3)]],
-                              uint at [[thread_position_in_grid]]) {
+[[kernel, max_total_threads_per_threadgroup(256)]] void gelu_backward(
+    device const T* dy [[buffer(0)]], device const T* x [[buffer(1)]], device T* dx [[buffer(2)]],
+    constant Count& count [[buffer(3)]], uint at [[thread_position_in_grid]]) {
   const uint first = at * W;
   if (first + W <= count.elements) {
     Lanes<W>::store(dx + first, Lanes<W>::load(dy + first) *

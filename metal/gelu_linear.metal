@@ -5,12 +5,13 @@
 #include "common.h"
 
 // y = act(z + bias), and where it is kept z + bias itself; y may be z. Grid: (n / W, m).
+// Where y is z one buffer is bound twice: each element is loaded and stored by one thread, and
+// stored after it was loaded.
 template <typename T, uint W>
-[[kernel]] void layer_epilogue(device const T* z [[buffer(0)]], device const T* bias [[buffer(1)]],
-                               device T* y [[buffer(2)]], device T* preact [[buffer(3)]],
-                               constant Matrix& size [[buffer(4)]],
-                               constant LayerFlags& flags [[buffer(5)]],
-                               uint2 at [[thread_position_in_grid]]) {
+[[kernel, max_total_threads_per_threadgroup(256)]] void layer_epilogue(
+    device const T* z [[buffer(0)]], device const T* bias [[buffer(1)]], device T* y [[buffer(2)]],
+    device T* preact [[buffer(3)]], constant Matrix& size [[buffer(4)]],
+    constant LayerFlags& flags [[buffer(5)]], uint2 at [[thread_position_in_grid]]) {
   typedef typename Lanes<W>::value value;
   const uint column = at.x * W, i = at.y * size.n + column;
   value v = Lanes<W>::load(z + i);
@@ -135,11 +136,10 @@ template <typename T>
 // dz = dy * act'(z), and its unrounded sums over blocks of kSumRows rows, sums [blocks][n]; either
 // where it is wanted. Grid: (n / W, blocks).
 template <typename T, uint W>
-[[kernel]] void preact_grad(device const T* dy [[buffer(0)]], device const T* z [[buffer(1)]],
-                            device T* dz [[buffer(2)]], device float* sums [[buffer(3)]],
-                            constant Matrix& size [[buffer(4)]],
-                            constant LayerFlags& flags [[buffer(5)]],
-                            uint2 at [[thread_position_in_grid]]) {
+[[kernel, max_total_threads_per_threadgroup(256)]] void preact_grad(
+    device const T* dy [[buffer(0)]], device const T* z [[buffer(1)]], device T* dz [[buffer(2)]],
+    device float* sums [[buffer(3)]], constant Matrix& size [[buffer(4)]],
+    constant LayerFlags& flags [[buffer(5)]], uint2 at [[thread_position_in_grid]]) {
   typedef typename Lanes<W>::value value;
   const uint column = at.x * W, first = at.y * kSumRows, last = min(first + kSumRows, size.m);
   value sum = value(0.0f);
@@ -156,9 +156,9 @@ template <typename T, uint W>
 // The bias gradient: sums [m][n] added over m, in order, with the error of each addition kept and
 // added at the end (Neumaier). Grid: n.
 template <typename T>
-[[kernel]] void preact_total(device const float* sums [[buffer(0)]], device T* total [[buffer(1)]],
-                             constant Matrix& size [[buffer(2)]],
-                             uint column [[thread_position_in_grid]]) {
+[[kernel, max_total_threads_per_threadgroup(64)]] void preact_total(
+    device const float* sums [[buffer(0)]], device T* total [[buffer(1)]],
+    constant Matrix& size [[buffer(2)]], uint column [[thread_position_in_grid]]) {
   float sum = 0.0f, error = 0.0f;
   for (uint row = 0; row < size.m; ++row) {
     const float v = sums[row * size.n + column], next = sum + v;

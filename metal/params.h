@@ -20,7 +20,7 @@ struct HeadCounts {
   unsigned q, k;  // k is 0 where one tensor is turned
 };
 struct Width {
-  unsigned half, head_dim;  // half = rotary_dim / 2
+  unsigned pairs;  // rotary_dim / 2; not named half, which is a keyword of Metal
 };
 struct Tokens {
   unsigned seq, rows;  // rows of the table
@@ -35,7 +35,7 @@ struct BatchRow {
   unsigned batch, row;
 };
 struct RopeFlags {
-  unsigned bits, unused;
+  unsigned bits;
 };
 enum RopeBits : unsigned {
   kInterleaved = 1,
@@ -53,7 +53,7 @@ struct Matrix {
   unsigned m, n;
 };
 struct Depth {
-  unsigned k, activation;
+  unsigned k;
 };
 struct Leading {
   unsigned x, w;  // elements from one row to the next

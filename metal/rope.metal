@@ -11,11 +11,14 @@ inline void report(device atomic_uint* fault, long position, uint rows) {
   atomic_store_explicit(fault + 3, rows, memory_order_relaxed);
 }
 
-// Grid: (columns, groups of heads of q and then of k, batch * seq). The first half / W columns turn
-// pairs, those behind them copy the elements past rotary_dim; in place there are none of these.
-// W = 4: every address is a multiple of four elements, and the elements of a row are adjacent.
+// Grid: (columns, groups of heads of q and then of k, batch * seq). The first pairs / W columns
+// turn pairs, those behind them copy the elements past rotary_dim; in place there are none of
+// these. W = 4: every address is a multiple of four elements, and the elements of a row are
+// adjacent.
+// In place a buffer is bound twice, as x and as y: each element is loaded and stored by one thread,
+// and stored after both of its pair were loaded.
 template <typename T, typename C, uint W>
-[[kernel]] void rope(
+[[kernel, max_total_threads_per_threadgroup(256)]] void rope(
     device const T* q [[buffer(0)]], device T* q_out [[buffer(1)]], device const T* k [[buffer(2)]],
     device T* k_out [[buffer(3)]], device const C* cosines [[buffer(4)]],
     device const C* sines [[buffer(5)]], device const int* ids [[buffer(6)]],
@@ -38,10 +41,10 @@ template <typename T, typename C, uint W>
   const SeqDim inner = is_q ? q_inner : k_inner, out_inner = is_q ? q_out_inner : k_out_inner;
   device const T* x = (is_q ? q : k) + (batch * outer.batch + s * inner.seq);
   device T* y = (is_q ? q_out : k_out) + (batch * out_outer.batch + s * out_inner.seq);
-  const uint pairs = width.half / W;
+  const uint turning = width.pairs / W;
 
-  if (at.x >= pairs) {
-    const uint d = 2 * width.half + (at.x - pairs) * W;
+  if (at.x >= turning) {
+    const uint d = 2 * width.pairs + (at.x - turning) * W;
     for (uint h = first_head; h < last_head; ++h)
       Lanes<W>::copy(x + (h * outer.head + d * inner.dim),
                      y + (h * out_outer.head + d * out_inner.dim));
@@ -73,9 +76,9 @@ template <typename T, typename C, uint W>
                             second * c + first * sn);
     } else {
       first = Lanes<W>::load(from + p * inner.dim);
-      second = Lanes<W>::load(from + (p + width.half) * inner.dim);
+      second = Lanes<W>::load(from + (p + width.pairs) * inner.dim);
       Lanes<W>::store(to + p * out_inner.dim, first * c - second * sn);
-      Lanes<W>::store(to + (p + width.half) * out_inner.dim, second * c + first * sn);
+      Lanes<W>::store(to + (p + width.pairs) * out_inner.dim, second * c + first * sn);
     }
   }
 }

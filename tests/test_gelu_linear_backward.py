@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_refused, memory, mixed
+from helpers import DEVICE, assert_refused, memory, mixed
 from test_activation import slope
 from test_gelu import exact_derivative
 from torch import Tensor
@@ -376,13 +376,14 @@ def test_recorded_backward_agrees(form: str) -> None:
     assert all(not t.requires_grad for t in plain)
 
 
-# autocast is off in backward, whoever calls it.
+# autocast is on in a backward that is called in its region, where save="none" runs the forward too.
+@pytest.mark.parametrize("save", ["preact", "none"])
 @pytest.mark.parametrize("rows", [1, 40])
-def test_backward_inside_autocast_keeps_its_dtype(rows: int) -> None:
+def test_backward_inside_autocast_keeps_its_dtype(rows: int, save: str) -> None:
     leaves = [t.requires_grad_() for t in (a(rows, 19), a(33, 19), a(33))]
-    y, grad = fusedops.gelu_linear(*leaves), a(rows, 33)
+    y, grad = fusedops.gelu_linear(*leaves, save=save), a(rows, 33)
     expected = torch.autograd.grad(y, leaves, grad, retain_graph=True)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         actual = torch.autograd.grad(y, leaves, grad)
     for mine, wanted in zip(actual, expected, strict=True):
         assert_same_bits(mine, wanted)
@@ -395,6 +396,20 @@ def test_an_eager_layer_learns_the_same() -> None:
     functional.gelu(functional.linear(*twins)).square().sum().backward()
     for leaf, twin in zip(leaves, twins, strict=True):
         torch.testing.assert_close(leaf.grad, twin.grad, rtol=1e-4, atol=1e-4)
+
+
+# Refused before a copy of all of its elements is made.
+@pytest.mark.skipif(DEVICE != "mps", reason="a limit of MPS")
+@pytest.mark.parametrize("form", ["linear", "gelu_linear", "dz"])
+def test_expanded_grad_past_32_bits_is_refused(form: str) -> None:
+    grad = torch.zeros(1).expand(2**16, 2**16)
+    calls: dict[str, Callable[[], object]] = {
+        "linear": lambda: ops.linear_backward(grad, None, None, True),
+        "gelu_linear": lambda: ops.gelu_linear_backward(grad, None, None, grad, "none", True),
+        "dz": lambda: ops.gelu_linear_dz(grad, grad, "none"),
+    }
+    with pytest.raises(RuntimeError, match=r"grad must have at most 2\^32 - 256 elements on MPS"):
+        calls[form]()
 
 
 # --- errors ---------------------------------------------------------------------------------------

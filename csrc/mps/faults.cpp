@@ -15,7 +15,7 @@ constexpr int64_t kWords = 4;
 alignas(16384) uint32_t arrived[16384 / sizeof(uint32_t)];
 
 std::mutex mutex;
-Tensor* flag = nullptr;  // never destroyed: it must not outlive torch's allocators
+Tensor* current = nullptr;  // never destroyed: it must not outlive torch's allocators
 
 Tensor fresh_flag(const Tensor& like) {
   return torch::stable::new_zeros(like, {kWords}, ScalarType::Int);
@@ -27,7 +27,7 @@ void copy_flag(bool wait) {
   Tensor target = torch::stable::from_blob(
       arrived, {kWords}, {1}, torch::stable::Device(torch::headeronly::DeviceType::CPU),
       ScalarType::Int);
-  torch::stable::copy_(target, *flag, !wait);
+  torch::stable::copy_(target, *current, !wait);
 }
 
 uint32_t word(size_t i) { return static_cast<const volatile uint32_t*>(arrived)[i]; }
@@ -37,7 +37,7 @@ void raise_if_set(const char* op) {
   if (word(0) == 0) return;
   const auto id = static_cast<int64_t>(uint64_t{word(2)} << 32 | word(1));
   const uint32_t rows = word(3);
-  *flag = fresh_flag(*flag);
+  *current = fresh_flag(*current);
   arrived[0] = 0;
   fail(op, "position_ids + offset must be in [0, ", rows, ") but got the position ", id,
        " in an earlier call on MPS, whose result is wrong");
@@ -45,16 +45,13 @@ void raise_if_set(const char* op) {
 
 }  // namespace
 
-Tensor faults(const Tensor& like) {
-  const std::lock_guard<std::mutex> guard(mutex);
-  if (!flag) flag = new Tensor(fresh_flag(like));
-  return *flag;
+Faults::Faults(const Tensor& like) : guard_(mutex) {
+  if (!current) current = new Tensor(fresh_flag(like));
 }
 
-void ask_for_faults() {
-  const std::lock_guard<std::mutex> guard(mutex);
-  copy_flag(/*wait=*/false);
-}
+const Tensor& Faults::flag() const { return *current; }
+
+void Faults::ask() const { copy_flag(/*wait=*/false); }
 
 void raise_arrived_fault(const char* op) {
   const std::lock_guard<std::mutex> guard(mutex);
@@ -65,7 +62,7 @@ void raise_arrived_fault(const char* op) {
 
 void check() {
   const std::lock_guard<std::mutex> guard(mutex);
-  if (!flag) return;
+  if (!current) return;
   copy_flag(/*wait=*/true);
   raise_if_set("rope");
 }

@@ -79,7 +79,7 @@ void check_extent(const char* op, const char* what, const View& v) {
   int64_t last = 0;
   for (int64_t d = 0; d < v.rank() && v.numel > 0; d++) last += (v.size(d) - 1) * v.stride(d);
   if (last >= kMost)
-    fail(op, what, " must lie within 2^32 - 64 elements on MPS but got shape ", shape_of(v),
+    fail(op, what, " must lie within 2^32 - 256 elements on MPS but got shape ", shape_of(v),
          " over ", last + 1, " elements");
 }
 
@@ -89,7 +89,7 @@ void launch_with(const char* op, const std::string& kernel, const Grid& grid,
   for (size_t i = 0; i < cut.threads.size(); i++) {
     if (cut.threads[i] == 0) return;
     if (cut.threads[i] > static_cast<uint64_t>(kMost))
-      fail(op, "a grid on MPS must have at most 2^32 - 64 threads a dimension but got ",
+      fail(op, "a grid on MPS must have at most 2^32 - 256 threads a dimension but got ",
            cut.threads[i]);
     cut.group[i] = std::min(cut.group[i], cut.threads[i]);
   }

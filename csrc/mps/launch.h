@@ -15,8 +15,8 @@
 namespace fusedops::mps {
 
 // Elements of a tensor's extent and threads of a grid's dimension: the shaders count in 32 bits, a
-// few past the end included.
-constexpr int64_t kMost = (int64_t{1} << 32) - 64;
+// step past the end included, which is 128 at most (layer_rows).
+constexpr int64_t kMost = (int64_t{1} << 32) - 256;
 
 // Fails unless every element of v lies within kMost of the first; such sizes and strides fit
 // uint32.

@@ -3,7 +3,6 @@
 #include "linear.h"
 
 #include <algorithm>
-#include <array>
 #include <cstdlib>
 #include <string_view>
 #include <tuple>
@@ -45,7 +44,7 @@ struct Layer {
 
   bool biased() const { return call.args.bias != nullptr; }
   metal::Matrix size() const { return {narrow(call.args.m), narrow(call.args.n)}; }
-  metal::Depth depth() const { return {narrow(call.args.k), 0}; }
+  metal::Depth depth() const { return {narrow(call.args.k)}; }
   metal::Leading leading() const { return {narrow(call.args.ldx), narrow(call.args.ldw)}; }
   metal::LayerFlags flags() const {
     return {(biased() ? metal::kHasBias : 0u) | (preact ? metal::kKeepPreact : 0u),
@@ -98,24 +97,21 @@ struct Layer {
   }
 };
 
-// x @ w^T by torch, of matrices without gaps: the way that has no graph, where MPS has one, and
-// past its faults with a bias, with three dimensions and with strides.
-Tensor torch_product(const LinearCall& call) {
-  using torch::stable::detail::from;
+// y = x @ w^T by torch, of matrices without gaps: past the faults of MPS with a bias, with three
+// dimensions and with strides. Not aten::linear, which autocast casts: backward too runs here, in
+// the region of whoever calls it.
+void torch_product(const LinearCall& call, const Tensor& y) {
   const LinearArgs& a = call.args;
   const Tensor x = torch::stable::reshape(torch::stable::contiguous(call.input()), {a.m, a.k});
   const Tensor w = torch::stable::contiguous(call.weight());
-  std::array<StableIValue, 3> stack = {from(x), from(w), from(MaybeTensor())};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  mm_out(x, torch::stable::transpose(w, 0, 1), torch::stable::reshape(y, {a.m, a.n}));
 }
 
 void check_sizes(const LinearCall& call, int64_t result) {
   check_extent(call.op, "input", View(call.input(), Device::mps));
   check_extent(call.op, "weight", View(call.weight(), Device::mps));
   if (result > kMost)
-    fail(call.op, "the result must have at most 2^32 - 64 elements on MPS but got ", result);
+    fail(call.op, "the result must have at most 2^32 - 256 elements on MPS but got ", result);
 }
 
 }  // namespace
@@ -125,17 +121,18 @@ Tensor layer(const LinearCall& call, Activation act, Tensor* preact) {
   check_sizes(call, a.m * a.n);
   if (preact) *preact = call.fresh_output();
   const bool few = a.m <= kFewRows || a.k == 0;
-  if (a.m * a.n == 0 || few || own_matmul()) {
-    const Tensor y = call.fresh_output();
-    const Layer layer(call, act, y, preact);
-    if (a.m * a.n == 0) return y;
-    few ? layer.rows() : layer.matmul();
-    return y;
+  const Tensor y = call.fresh_output();
+  const Layer layer(call, act, y, preact);
+  if (a.m * a.n == 0) return y;
+  if (few) {
+    layer.rows();
+  } else if (own_matmul()) {
+    layer.matmul();
+  } else {
+    torch_product(call, y);
+    if (layer.biased() || act != Activation::identity || preact) layer.epilogue();
   }
-  const Tensor sums = torch_product(call);
-  const Layer layer(call, act, sums, preact);
-  if (layer.biased() || act != Activation::identity || preact) layer.epilogue();
-  return torch::stable::reshape(sums, call.shape);
+  return y;
 }
 
 namespace {

@@ -1,7 +1,6 @@
 // linear_backward, linear_activation_backward, gelu_linear_backward, gelu_linear_dz on MPS: one
 // pass over (dy, z), then torch's matmuls.
 #include <algorithm>
-#include <array>
 #include <tuple>
 
 #include "../../metal/params.h"
@@ -21,6 +20,9 @@ using torch::headeronly::ScalarType;
 struct Rows {
   Rows(const char* op, const View& g) : n(g.size(-1)), type(floating(op, "grad", g)) {
     for (int64_t d = 0; d + 1 < g.rank(); d++) m *= g.size(d);
+    // An expanded grad is a copy of all of its elements here.
+    if (g.numel > kMost)
+      fail(op, "grad must have at most 2^32 - 256 elements on MPS but got ", g.numel);
   }
   Tensor of(const Tensor& t, int64_t columns) const {
     return torch::stable::reshape(torch::stable::contiguous(t), {m, columns});
@@ -61,12 +63,10 @@ void pass(const char* op, const Rows& rows, Activation act, const Tensor& dy, co
          *total, metal::Matrix{narrow(blocks), narrow(rows.n)});
 }
 
-Tensor torch_matmul(const Tensor& a, const Tensor& b) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 2> stack = {from(a), from(b)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::mm", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+Tensor torch_matmul(const char* op, const Tensor& a, const Tensor& b) {
+  const Tensor y = fresh(op, a, {View(a).size(0), View(b).size(1)}, Device::mps);
+  mm_out(a, b, y);
+  return y;
 }
 
 // As on the CPU: gradients of input where weight is given, of weight where input is, of bias if
@@ -90,10 +90,11 @@ Gradients backward(const char* op, Activation act, const Tensor& grad, const May
   if (weight) {
     std::vector<int64_t> shape(g.sizes.begin(), g.sizes.end());
     shape.back() = View(*weight).size(1);
-    dx = torch::stable::reshape(torch_matmul(dz, torch::stable::contiguous(*weight)), shape);
+    dx = torch::stable::reshape(torch_matmul(op, dz, torch::stable::contiguous(*weight)), shape);
   }
   if (input)
-    dw = torch_matmul(torch::stable::transpose(dz, 0, 1), rows.of(*input, View(*input).size(-1)));
+    dw = torch_matmul(op, torch::stable::transpose(dz, 0, 1),
+                      rows.of(*input, View(*input).size(-1)));
   return {dx, dw, db};
 }
 

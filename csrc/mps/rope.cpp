@@ -56,7 +56,7 @@ metal::RopeFlags flags_of(const RopeArgs& a) {
   if (a.conjugate) bits |= metal::kConjugate;
   if (a.position_ids) bits |= metal::kHasIds;
   if (a.wide_ids) bits |= metal::kWideIds;
-  return {bits, 0};
+  return {bits};
 }
 
 // q and, of the same batch, length and head size or else null, k.
@@ -81,21 +81,20 @@ void dispatch(const RopeCall& c, const Tensor& cos, const View& cos_view, const 
   const Side& second = k ? *k : q;
   const RopeArgs& b = second.args;
   const DType type = floating(c.op, "x", q.turn->from), table = floating(c.op, "cos", cos_view);
-  const Tensor flag = faults(q.turn->x);
+  const Faults faults(q.turn->x);
   const bool turns = a.half > 0;  // else there are no tables, and an empty tensor cannot be bound
   launch(c.op,
          std::string("rope_") + short_name(type) + "_" + short_name(table) + (wide ? "_x4" : "_x1"),
          grid, q.turn->x, q.turn->y, second.turn->x, second.turn->y, turns ? cos : q.turn->x,
-         turns ? sin : q.turn->x, c.position_ids ? *c.position_ids : q.turn->x, flag,
-         metal::HeadCounts{narrow(a.heads), k ? narrow(b.heads) : 0},
-         metal::Width{narrow(a.half), narrow(a.head_dim)},
+         turns ? sin : q.turn->x, c.position_ids ? *c.position_ids : q.turn->x, faults.flag(),
+         metal::HeadCounts{narrow(a.heads), k ? narrow(b.heads) : 0}, metal::Width{narrow(a.half)},
          metal::Tokens{narrow(a.seq), narrow(cos_view.size(-2))}, outer(a.x_batch, a.x_head),
          inner(a.x_seq, a.x_dim), outer(a.y_batch, a.y_head), inner(a.y_seq, a.y_dim),
          outer(b.x_batch, b.x_head), inner(b.x_seq, b.x_dim), outer(b.y_batch, b.y_head),
          inner(b.y_seq, b.y_dim), metal::BatchRow{narrow(a.cos_batch), narrow(a.cos_row)},
          metal::BatchRow{narrow(a.sin_batch), narrow(a.sin_row)},
          metal::BatchRow{narrow(a.id_batch), narrow(a.id_seq)}, a.offset, flags_of(a));
-  if (c.position_ids) ask_for_faults();
+  if (c.position_ids) faults.ask();
 }
 
 void run(const RopeCall& c, std::initializer_list<Turn> turns) {

@@ -82,6 +82,9 @@ struct Matrix {
 
   Matrix transposed() const { return {data, columns, rows, column_stride, row_stride}; }
 };
+// out = a @ b by PyTorch as it is; it fails unless all are of one dtype. Autocast does not change
+// it.
+void mm_out(const Tensor& a, const Tensor& b, const Tensor& out);
 // out = a @ b by PyTorch, all of one dtype: rounded once, or as PyTorch does.
 void torch_product(const Matrix& a, const Matrix& b, const Matrix& out, DType t, Backend by);
 

@@ -1,7 +1,6 @@
 // Dense layers whose product PyTorch computes: tile by tile, our epilogue on each while it is in
 // the cache.
 #include <algorithm>
-#include <array>
 
 #include "../parallel.h"
 #include "linear.h"
@@ -31,15 +30,6 @@ Tensor tensor_of(const Matrix& m, DType t) {
       aoti_torch_create_tensor_from_blob(const_cast<void*>(m.data), 2, sizes, strides, 0,
                                          number_of(t), aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
-}
-
-// aten::mm.out has no Autocast kernel, so that an autocast region does not change it.
-void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 3> stack = {from(a), from(b), from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 bool is_narrow(DType t) { return size_of(t) == 2; }
@@ -92,7 +82,7 @@ void run_in_place(const LinearArgs& a, DType t) {
     const int64_t count = std::min(rows, a.m - row);
     const char* x = static_cast<const char*>(a.x) + row * a.ldx * element;
     char* y = static_cast<char*>(a.y) + row * a.ldy * element;
-    multiply(tensor_of({x, count, a.k, a.ldx, 1}, t), w, tensor_of({y, count, a.n, a.ldy, 1}, t));
+    mm_out(tensor_of({x, count, a.k, a.ldx, 1}, t), w, tensor_of({y, count, a.n, a.ldy, 1}, t));
     if (!plain) finish(a, t, {y, a.ldy, true, row, row + count, 0, a.n});
   }
 }
@@ -119,8 +109,8 @@ void run_widened(const LinearArgs& a, DType t) {
           tensor_of(widen({w_from, width, a.k, a.ldw, 1}, t, w).transposed(), DType::f32);
       for (int64_t at = 0; at < height; at += tile) {
         const int64_t count = std::min(tile, height - at);
-        multiply(tensor_of({x + at * a.k, count, a.k, a.k, 1}, DType::f32), block,
-                 tensor_of({sums, count, width, width, 1}, DType::f32));
+        mm_out(tensor_of({x + at * a.k, count, a.k, a.k, 1}, DType::f32), block,
+               tensor_of({sums, count, width, width, 1}, DType::f32));
         finish(a, t, {sums, width, false, row + at, row + at + count, col, col + width});
       }
     }
@@ -135,7 +125,7 @@ void run_by_torch(const LinearArgs& a, DType t, Backend by) {
 
 void torch_product(const Matrix& a, const Matrix& b, const Matrix& out, DType t, Backend by) {
   if (!is_narrow(t) || by == Backend::aten_direct)
-    return multiply(tensor_of(a, t), tensor_of(b, t), tensor_of(out, t));
+    return mm_out(tensor_of(a, t), tensor_of(b, t), tensor_of(out, t));
   const int64_t a_count = a.rows * a.columns, b_count = b.rows * b.columns;
   const Lease lease((a_count + b_count + out.rows * out.columns) *
                     static_cast<int64_t>(sizeof(float)));
@@ -144,7 +134,7 @@ void torch_product(const Matrix& a, const Matrix& b, const Matrix& out, DType t,
   const Tensor wide_b = tensor_of(widen(b, t, memory + a_count), DType::f32);
   const Tensor sums =
       tensor_of({memory + a_count + b_count, out.rows, out.columns, out.columns, 1}, DType::f32);
-  multiply(wide_a, wide_b, sums);
+  mm_out(wide_a, wide_b, sums);
   Tensor target = tensor_of(out, t);
   torch::stable::copy_(target, sums);
 }

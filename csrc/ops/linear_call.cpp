@@ -1,5 +1,6 @@
 // The checks of dense layers and of their gradients, for the kernels of every device.
 #include <algorithm>
+#include <array>
 
 #include "linear.h"
 
@@ -170,6 +171,15 @@ void check_layer(const char* op, const std::optional<Tensor>& input,
       fail(op, "input's last dimension must be weight's K = ", w.size(1), " but got shape ",
            shape_of(View(*input, g.device)));
   }
+}
+
+// aten::mm.out has no Autocast kernel; aten::mm and aten::linear have.
+void mm_out(const Tensor& a, const Tensor& b, const Tensor& out) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack = {from(a), from(b), from(out)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 }  // namespace fusedops

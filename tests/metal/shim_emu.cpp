@@ -1,5 +1,5 @@
 // libtorch's C functions for Metal (aoti_torch_mps_*), as the library's host code calls them, on
-// the emulator of emu_rt.cpp. They refuse what goes wrong or undefined on a Mac.
+// the emulator of emulator/emu.cpp. They refuse what goes wrong or undefined on a Mac.
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim_mps.h>
 #include <torch/csrc/inductor/aoti_torch/utils.h>

@@ -69,7 +69,7 @@ MUTANTS = (
     Mutant("bias-index", "gelu_linear.metal", "float(bias[column])", "float(bias[0])"),
     Mutant("tail", "gelu.cpp", "(elements + 3) / 4", "elements / 4"),
     Mutant("lost-argument", "launch.h", "std::memcpy(&bytes, &pod, sizeof pod);", ""),
-    Mutant("fault-untold", "rope.cpp", "if (c.position_ids) ask_for_faults();", ""),
+    Mutant("fault-untold", "rope.cpp", "if (c.position_ids) faults.ask();", ""),
     Mutant("preact-not-kept", "linear.cpp", "(preact ? metal::kKeepPreact : 0u)", "0u"),
     Mutant("bias-gradient", "linear_backward.cpp", "(total ? metal::kSumBias : 0u)", "0u"),
 )

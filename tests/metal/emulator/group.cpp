@@ -39,7 +39,7 @@ struct Running {
   Operand operand;
 };
 
-// One dispatch at a time; the shim sees to that.
+// One dispatch at a time; the lock in emu.cpp sees to that.
 struct {
   const Launch* launch = nullptr;
   Entry entry = nullptr;
@@ -103,7 +103,8 @@ void resume(Running& r) {
 
 Size minus_one_up(const Size& a, const Size& b) {
   Size r;
-  for (int i = 0; i < 3; ++i) r.d[i] = (a.d[i] + b.d[i] - 1) / b.d[i];
+  for (int i = 0; i < 3; ++i)
+    r.d[i] = static_cast<uint32_t>((uint64_t{a.d[i]} + b.d[i] - 1) / b.d[i]);
   return r;
 }
 
