@@ -31,8 +31,8 @@ step "emulator: its own tests"
 export FUSEDOPS_TEST_DEVICE=mps
 step "order0: the tests on the device mps"
 EMU_CAPTURE=$PWD/$work/launches "$python" -m pytest -q tests/test_device.py tests/test_rope.py \
-  tests/test_gelu.py tests/test_linear.py tests/test_gelu_linear.py tests/metal/test_fakemps.py \
-  tests/metal/test_traffic.py
+  tests/test_gelu.py tests/test_linear.py tests/test_gelu_linear.py
+"$python" -m pytest -q tests/metal/test_fakemps.py tests/metal/test_traffic.py
 step "mutants: faults planted in the host code, beside the next three lanes"
 "$python" -m pytest -q tests/metal/test_host_mutants.py >$work/mutants.log 2>&1 &
 mutants=$!
