@@ -31,10 +31,10 @@ step "emulator: its own tests"
 export FUSEDOPS_TEST_DEVICE=mps
 step "order0: the tests on the device mps"
 EMU_CAPTURE=$PWD/$work/launches "$python" -m pytest -q tests/test_device.py tests/test_rope.py \
-  tests/test_gelu.py tests/test_linear.py tests/test_gelu_linear.py tests/metal/test_fakemps.py \
-  tests/metal/test_traffic.py \
+  tests/test_gelu.py tests/test_linear.py tests/test_gelu_linear.py \
   tests/test_gelu_linear_backward.py::test_backward_inside_autocast_keeps_its_dtype \
   tests/test_gelu_linear_backward.py::test_expanded_grad_past_32_bits_is_refused
+"$python" -m pytest -q tests/metal/test_fakemps.py tests/metal/test_traffic.py
 step "mutants: faults planted in the host code, beside the next three lanes"
 "$python" -m pytest -q tests/metal/test_host_mutants.py >$work/mutants.log 2>&1 &
 mutants=$!

@@ -64,6 +64,8 @@ def _launch(emulator: ctypes.CDLL, shaders: int, path: Path, most: int | None) -
         pointers[argument] = addresses[region] + offset
         bytes_of[argument] = lengths[region] - offset
     kernel = emulator.emu_find(shaders, name.encode())
+    if not kernel:
+        raise SystemExit(f"{path}: no kernel {name}")
     dims = [(ctypes.c_uint32 * 3)(*grid[i : i + 3]) for i in (0, 3)]
     if emulator.emu_dispatch(kernel, name.encode(), *dims, pointers, bytes_of, count):
         raise SystemExit(f"{name}: {emulator.emu_last_error().decode()}")
