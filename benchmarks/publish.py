@@ -217,15 +217,14 @@ def _without_versions(text: str) -> str:
 
 
 def _readme_block(record: Record) -> str:
-    rungs = [
-        r
-        for r in ladder_results(record)
-        if r.case.dtype == "f32" and r.case.shape.startswith("article/")
-    ]
+    first: dict[str, Result] = {}  # of each op, in f32
+    for result in ladder_results(record):
+        if result.case.dtype == "f32":
+            first.setdefault(result.case.op, result)
     parts = [f"{report.machine_line(record)}:"]
-    if rungs:
+    if first:
         parts.append("![times of all rungs](docs/ladder.png)")
-        parts += [report.case_table(result, ladder.SUBJECT).rstrip() for result in rungs]
+        parts += [report.case_table(result, ladder.SUBJECT).rstrip() for result in first.values()]
     return "\n\n".join(parts)
 
 
