@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <memory>
@@ -73,7 +74,7 @@ std::string compiled(const std::string& source) {
   for (const char c : source) {
     TORCH_CHECK(static_cast<unsigned char>(c) < 128, "a shader's source must be ASCII");
   }
-  std::string folder = "/tmp/fusedops-XXXXXX";
+  std::string folder = std::filesystem::temp_directory_path() / "fusedops-XXXXXX";
   TORCH_CHECK(mkdtemp(folder.data()) != nullptr, "no temporary folder for a shader");
   const std::string path = folder + "/shaders.metal";
   std::ofstream(path) << source;
