@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import secrets
 import stat
 import sys
 import warnings
@@ -89,7 +88,7 @@ def store(key: dict[str, Any], choices: Sequence[dict[str, Any]]) -> Path:
     rows = ",\n".join(json.dumps(row) for _, row in sorted(kept.items()))
     text = f'{{"format": {_FORMAT},\n"key": {json.dumps(key)},\n"choices": [\n{rows}\n]}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.parent / f".{path.stem}-{secrets.token_hex(8)}"
+    name = path.parent / f".{path.stem}-{os.urandom(8).hex()}"
     # Not mkstemp, whose files are their owner's alone: the umask says who may read a shared folder.
     handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
