@@ -9,7 +9,8 @@ VENV := .venv
 STAMPS := $(VENV)/.stamps
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
-PYTEST := $(PY) -m pytest
+# Two processes, for most tests use one core. Those of a file share what they build: they stay together.
+PYTEST := $(PY) -m pytest -n 2 --dist loadfile
 export FUSEDOPS_WERROR := 1
 
 # What the extension is made of. Directories count too: a removed file must rebuild as well.

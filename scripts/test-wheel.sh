@@ -35,4 +35,4 @@ if venv not in path.parents:
 PYTHON
 
 echo "wheel: fast lane"
-"$work/venv/bin/python" -m pytest -m "not slow and not source" -p no:cacheprovider
+"$work/venv/bin/python" -m pytest -n 2 --dist loadfile -m "not slow and not source" -p no:cacheprovider

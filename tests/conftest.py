@@ -21,7 +21,7 @@ import fusedops  # noqa: E402
 
 lane.start()
 
-_LANES = pytest.StashKey[dict[str, set[str]]]()
+_LANES: dict[str, set[str]] = {"isa": set(), "dtype": set()}
 
 
 @pytest.fixture(autouse=True)
@@ -63,10 +63,6 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     assert fusedops.isa.current() == before
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_LANES] = {"isa": set(), "dtype": set()}
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """What needs more than the device has is skipped."""
@@ -82,23 +78,25 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Iterator[pytest.TestReport]:
-    """Count a lane as run when a test that is parametrised over it has passed."""
+    """Say in the report which lanes a test is parametrised over."""
     report: pytest.TestReport = yield
-    if call.when == "call" and report.passed and isinstance(item, pytest.Function):
-        params = item.callspec.params if hasattr(item, "callspec") else {}
-        for lane, seen in item.config.stash[_LANES].items():
-            if isinstance(params.get(lane), str):
-                seen.add(params[lane])
+    if call.when == "call" and isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+        params = {lane: item.callspec.params.get(lane) for lane in _LANES}
+        report.lanes = {lane: name for lane, name in params.items() if isinstance(name, str)}
     return report
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Count a lane as run when a test of it has passed, in whatever process it ran."""
+    for lane, name in getattr(report, "lanes", {}).items():
+        if report.passed:
+            _LANES[lane].add(name)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Write ``fusedops lanes: isa=... dtypes=...``, which CI compares with what must have run."""
-    lanes = config.stash[_LANES]
-    isas = [name for name in fusedops.isa.supported() if name in lanes["isa"]]
-    dtypes = [name for name in fusedops.testing.DTYPES if name in lanes["dtype"]]
+    isas = [name for name in fusedops.isa.supported() if name in _LANES["isa"]]
+    dtypes = [name for name in fusedops.testing.DTYPES if name in _LANES["dtype"]]
     terminalreporter.write_line(
         f"fusedops lanes: isa={','.join(isas) or 'none'} dtypes={','.join(dtypes) or 'none'}"
     )

@@ -584,29 +584,31 @@ def test_where_files_lie(
 
 
 @pytest.mark.slow
-def test_two_processes_write_at_once() -> None:
+def test_two_processes_write_at_once(tmp_path: Path) -> None:
     """Each file that a reader sees is whole, whoever wrote it last."""
     code = """
         import sys
+        from pathlib import Path
         from fusedops import _C, choice, isa
         key = choice.key(isa.current(), _C.threads())
         row = dict(product="forward", dtype="f64", n=64, k=64, seconds={"engine": 1.0})
-        for _ in range(100):
+        while not Path(sys.argv[2]).exists():
             choice.store(key, [{**row, "m": int(sys.argv[1]), "backend": "aten"}])
     """
     command = [sys.executable, "-c", "\n".join(line[8:] for line in code.splitlines())]
     package = Path(fusedops.__file__).parent.parent
     environment = {**os.environ, "PYTHONPATH": str(package)}
-    writers = [subprocess.Popen([*command, m], env=environment) for m in ("16", "64")]
-    path = choice.path_of(own_key())
+    path, stop = choice.path_of(own_key()), tmp_path / "stop"
     assert path is not None
-    seen = 0
-    while any(writer.poll() is None for writer in writers):
-        if path.exists():
+    writers = [subprocess.Popen([*command, m, str(stop)], env=environment) for m in ("16", "64")]
+    try:
+        while not path.exists():
+            assert [writer.poll() for writer in writers] == [None, None]
+        for _ in range(100):
             choice.install(path)  # raises for half a file
-            seen += 1
-    assert [writer.returncode for writer in writers] == [0, 0]
-    assert seen > 0
+    finally:
+        stop.touch()
+    assert [writer.wait() for writer in writers] == [0, 0]
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 

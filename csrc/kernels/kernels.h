@@ -89,16 +89,17 @@ struct ProbeArgs {
   const char** unit;       // multiply-adds: what was executed
 };
 
-// How the kernels of one ISA cut a linear of this n and k. Two families: dots, for few rows, takes
-// w as it lies; panels takes it transposed, packed ahead or as it goes, and x from linear_rows.
-// A row's sums come in an order that is fixed within a family.
+// How the kernels of one ISA cut a linear of this n and k. Two families: dots, for few rows or
+// columns, takes w as it lies; panels takes it transposed, packed ahead or as it goes, and x as it
+// lies or from linear_rows. A row's sums come in an order that is fixed within a family.
 struct LinearShape {
   int64_t dot_columns, dot_row_bytes;    // columns of a task, scratch for each of its rows
   int64_t panel_columns;                 // of a task, and of a packed panel
   int64_t panel_bytes, panel_row_bytes;  // scratch: of a task, and for each of its rows
   int64_t packed_bytes;                  // of a panel that linear_pack writes
   int64_t tile_rows, row_bytes;          // linear_rows: rows of a tile at most, bytes of a row
-  int64_t few_rows;                      // up to so many rows dots is the faster one
+  int64_t few_rows, few_columns;         // up to so many of either, dots is the faster one
+  bool in_place;                         // panels reads x itself, not what linear_rows wrote
 };
 
 // A task: rows (dots) or tiles of rows (panels) of y, and columns, the first a multiple of a

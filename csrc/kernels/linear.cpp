@@ -5,12 +5,21 @@
 namespace fusedops::FUSEDOPS_ISA {
 namespace {
 
-// Measured at k = 1024. linear_dots converts w again for every group of rows: cheap where one
-// instruction does it, a dozen on vectors of 4.
+// Measured at k = 1024 and below. linear_dots converts w again for every group of rows: cheap where
+// one instruction does it, a dozen on vectors of 4. Its sums across lanes cost the same for a short
+// k as for a long one.
 template <class T>
-constexpr int64_t few_rows() {
+int64_t few_rows(int64_t k) {
   if (kWidenX<T> && Vf::N == 4) return kDotRows;
-  return kVectorRegisters == 32 ? 32 : 48;
+  constexpr int64_t most = kVectorRegisters == 32 ? 32 : 48;
+  return at_most(most, k / (sizeof(T) == 2 ? 8 : 4));
+}
+
+template <class T>
+int64_t few_columns(int64_t k) {
+  if (kWidenX<T> && Vf::N == 4) return 0;
+  constexpr int64_t most = kVectorRegisters == 32 ? 24 : 16;
+  return at_most(most, k / 16);
 }
 
 template <class T>
@@ -26,7 +35,9 @@ void shape(const LinearArgs& a, LinearShape& s) {
   s.packed_bytes = steps_of<T>(a.k) * columns * static_cast<int64_t>(sizeof(packed_t<T>));
   s.tile_rows = kTileRows;
   s.row_bytes = steps_of<T>(a.k) * lane;
-  s.few_rows = few_rows<T>();
+  s.few_rows = few_rows<T>(a.k);
+  s.few_columns = few_columns<T>(a.k);
+  s.in_place = in_place<T>(a);
 }
 
 }  // namespace

@@ -125,13 +125,13 @@ Tasks cut(const LinearArgs& a, const LinearShape& shape, bool dots, int threads)
   t.m = pieces(a.m, shape.tile_rows);  // in tiles from here on
   t.rows = pieces(t.m, chunks);
   t.scratch = aligned(shape.panel_bytes + t.rows * shape.tile_rows * shape.panel_row_bytes);
-  t.own_rows = a.m <= kPrivateRows && a.m * shape.row_bytes <= kPrivateBytes;
+  t.own_rows = !shape.in_place && a.m <= kPrivateRows && a.m * shape.row_bytes <= kPrivateBytes;
   // A panel that is not packed is transposed once more for each part.
   if (t.workers > 1) t.parts = std::clamp<int64_t>(t.rows / (a.packed ? 4 : 12), 1, kLastParts);
   // One tile of rows passes a panel in a moment: several make a task.
   if (t.m == 1) t.columns *= std::clamp<int64_t>(t.across() / (8 * t.workers), 1, kPanelsTogether);
   // More workers than tasks still help to pack rows that are shared.
-  if (t.own_rows) t.workers = std::min(t.workers, t.down() * t.across());
+  if (t.own_rows || shape.in_place) t.workers = std::min(t.workers, t.down() * t.across());
   return t;
 }
 
@@ -226,14 +226,16 @@ LinearSchedule schedule(const LinearArgs& a, DType type, int threads) {
   if (a.m == 0 || a.n == 0) return s;  // nothing to cut
   s.element = size_of(type);
   // The one choice that changes a row's bits: within a family its sums depend on the row alone.
-  const bool dots = !a.packed && !a.w_by_k && !deterministic() && a.m <= s.shape.few_rows;
+  const bool dots = !a.packed && !a.w_by_k && !deterministic() &&
+                    (a.m <= s.shape.few_rows || a.n <= s.shape.few_columns);
   const int64_t row_bytes = std::max<int64_t>(1, s.shape.row_bytes);
   const int64_t most = std::max(kRowsBytes / row_bytes / kLeastRows, int64_t{1}) * kLeastRows;
-  s.rows = dots ? a.m : pieces(a.m, pieces(a.m, most));
+  const bool as_it_lies = dots || s.shape.in_place;
+  s.rows = as_it_lies ? a.m : pieces(a.m, pieces(a.m, most));
   LinearArgs pass = a;
   pass.m = s.rows;
   s.tasks = cut(pass, s.shape, dots, threads);
-  const int64_t rows_bytes = dots ? 0 : aligned(s.rows * s.shape.row_bytes);
+  const int64_t rows_bytes = as_it_lies ? 0 : aligned(s.rows * s.shape.row_bytes);
   s.own = s.tasks.scratch + (s.tasks.own_rows ? rows_bytes : 0);
   s.shared_rows = s.tasks.own_rows ? 0 : rows_bytes;
   return s;
@@ -256,7 +258,7 @@ void run_pass(const LinearSchedule& s, const LinearArgs& a, char* memory) {
     if (t.own_rows) {
       k.rows(a, mine + t.scratch, 0, t.m);
       part.rows = mine + t.scratch;
-    } else if (!t.dots) {
+    } else if (!t.dots && !s.shape.in_place) {
       share_rows(a, k, t.m, memory, taken, done);
     }
     for (int64_t row = -1; queue.next(worker, part); row = part.row_begin) {

@@ -1,4 +1,4 @@
-// Few rows: dot products of rows of x with rows of w as they lie in memory; w is read once.
+// Few rows or columns: dot products of rows of x with rows of w as they lie in memory.
 #pragma once
 #include "epilogue.h"
 

@@ -65,11 +65,17 @@ __attribute__((noinline)) void copy_panel(const T* w, int64_t ldw, int64_t cols,
   }
 }
 
-// Blocks of k: at least one, for an empty sum is a result too.
+// Blocks of k, of nearly one length: at least one, for an empty sum is a result too.
 template <class T>
 FUSEDOPS_INLINE int64_t k_blocks(int64_t k) {
   const int64_t steps = steps_of<T>(k);
   return steps <= kBlockSteps ? 1 : (steps + kBlockSteps - 1) / kBlockSteps;
+}
+template <class T>
+FUSEDOPS_INLINE int64_t block_steps(int64_t k) {
+  constexpr int64_t whole = 64;
+  const int64_t blocks = k_blocks<T>(k), each = (steps_of<T>(k) + blocks - 1) / blocks;
+  return at_most((each + whole - 1) / whole * whole, kBlockSteps);
 }
 
 // A block of w that is read after the present one: rows in memory.
@@ -97,6 +103,16 @@ FUSEDOPS_INLINE Ahead ahead_of(const NextBlock& next, int64_t tile, int64_t tile
   return ahead;
 }
 
+// Whether tiles read x where it lies: it passes by so few panels that a packed copy does not pay.
+// That hangs on n and the one tile of streamed_panels alone, and leaves a row's bits as they are.
+constexpr int64_t kInPlacePanels = 16;
+template <class T>
+constexpr bool kReadsInPlace = !kWidenX<T> && !kIsF16<T>;
+template <class T>
+FUSEDOPS_INLINE bool in_place(const LinearArgs& a) {
+  return kReadsInPlace<T> && a.n <= kInPlacePanels * kPanelColumns<T> && a.m > kTileRows;
+}
+
 // One block of k of a panel against the tiles of a task; the last block finishes them.
 template <class T, class P>
 FUSEDOPS_INLINE void panel_block(const LinearArgs& a, const LinearPart& part, const P* panel,
@@ -109,12 +125,19 @@ FUSEDOPS_INLINE void panel_block(const LinearArgs& a, const LinearPart& part, co
   const int64_t all_steps = steps_of<T>(a.k), skipped = k0 / operands_t<T>::kStep;
   for (int64_t t = part.row_begin; t < part.row_end; t++) {
     const int64_t row = rows.row(t), height = rows.row(t + 1) - row;
-    const compute_t<T>* x =
-        static_cast<const compute_t<T>*>(part.rows) + row * all_steps + skipped * height;
     compute_t<T>* c = first && last ? sums : sums + (row - before) * columns;
     if (last) expect<T>(a, row, height, col, cols);
-    any_tile<T>(height, cols, x, steps, panel, c, !first,
-                ahead_of(next, t - part.row_begin, part.row_end - part.row_begin, steps));
+    const Ahead ahead = ahead_of(next, t - part.row_begin, part.row_end - part.row_begin, steps);
+    const auto run = [&](const auto& x) __attribute__((always_inline)) {
+      any_tile<T>(height, cols, x, steps, panel, c, !first, ahead);
+    };
+    if constexpr (kReadsInPlace<T>) {
+      const T* x = static_cast<const T*>(a.x) + row * a.ldx + k0;
+      if (in_place<T>(a)) run(RowsInPlace<T>{x, a.ldx, k % operands_t<T>::kStep != 0});
+    }
+    if (!in_place<T>(a))
+      run(PackedRows<T>{static_cast<const compute_t<T>*>(part.rows) + row * all_steps +
+                        skipped * height});
     if (last) finish<T>(a, c, columns, row, height, col, cols);
   }
 }
@@ -129,9 +152,9 @@ FUSEDOPS_INLINE void streamed_panel(int64_t height, const compute_t<T>* x, int64
   constexpr int64_t columns = kPanelColumns<T>, block = kChainsTogether * kShortChainSteps<T>;
   compute_t<T> part[kTileRows * columns];
   for (int64_t s = 0; s == 0 || s < steps; s += block) {
-    tile_of<T, kTileVectors, Source::streamed>(height, x + s * height, at_most(block, steps - s),
-                                               panel + s * columns, s == 0 ? sums : part, false,
-                                               {});
+    tile_of<T, kTileVectors, Source::streamed>(height, PackedRows<T>{x + s * height},
+                                               at_most(block, steps - s), panel + s * columns,
+                                               s == 0 ? sums : part, false, {});
     if (s == 0) continue;
     for (int64_t i = 0; i < height * columns; i += V::N)
       store(sums + i, load<V>(sums + i) + load<V>(part + i));
@@ -161,20 +184,21 @@ FUSEDOPS_INLINE void streamed_panels(const LinearArgs& a, const LinearPart& part
 // the panel.
 template <class T>
 FUSEDOPS_INLINE void panels(const LinearArgs& a, const LinearPart& part) {
-  constexpr int64_t columns = kPanelColumns<T>, block = kBlockSteps * operands_t<T>::kStep;
+  constexpr int64_t columns = kPanelColumns<T>;
   constexpr int64_t packed_row = columns * static_cast<int64_t>(sizeof(packed_t<T>));
   constexpr int64_t element = sizeof(T);
   if (a.packed && a.m <= kTileRows && !a.deterministic) return streamed_panels<T>(a, part);
   compute_t<T>* panel = static_cast<compute_t<T>*>(part.scratch);
   compute_t<T>* sums = panel + (a.packed ? 0 : kBlockSteps * columns);
   const int64_t blocks = k_blocks<T>(a.k), all_steps = steps_of<T>(a.k);
+  const int64_t each = block_steps<T>(a.k), block = each * operands_t<T>::kStep;
   for (int64_t col = part.col_begin; col < part.col_end; col += columns) {
     const int64_t cols = at_most(columns, part.col_end - col);
     for (int64_t b = 0; b < blocks; b++) {
       const int64_t k0 = b * block, k = at_most(block, a.k - k0);
       if (a.packed) {
         const packed_t<T>* packed =
-            static_cast<const packed_t<T>*>(a.packed) + col * all_steps + b * kBlockSteps * columns;
+            static_cast<const packed_t<T>*>(a.packed) + col * all_steps + b * each * columns;
         const int64_t steps = steps_of<T>(k);
         const char* behind = reinterpret_cast<const char*>(packed + steps * columns);
         panel_block<T>(a, part, packed, {behind, steps, packed_row, packed_row}, k0, k, sums, col,

@@ -77,24 +77,79 @@ FUSEDOPS_INLINE void ask(Ahead& ahead) {
 enum class Source { cached, streamed };
 constexpr int64_t kPanelAhead = 8192;
 
+// The rows of x that a tile takes: as pack_tile wrote them, step by step...
+template <class T>
+struct PackedRows {
+  const compute_t<T>* x;
+  static constexpr bool kInPlace = false;
+};
+// ... or as they lie in memory, where a packed copy would be read too seldom to pay. `half`: the
+// last step has one element of its pair.
+template <class T>
+struct RowsInPlace {
+  const T* x;
+  int64_t ldx;
+  bool half;
+  static constexpr bool kInPlace = true;
+};
+
+// One step of `Rows` rows as factors; u steps on.
+template <class T, int Rows>
+FUSEDOPS_INLINE auto step_at(const PackedRows<T>& r, int u) {
+  return factors<Vec<compute_t<T>>, Rows>(r.x + u * Rows);
+}
+template <class T>
+struct StepInPlace {
+  const T* x;
+  int64_t ldx;
+};
+template <class T, int Rows>
+FUSEDOPS_INLINE StepInPlace<T> step_at(const RowsInPlace<T>& r, int u) {
+  return {r.x + u * operands_t<T>::kStep, r.ldx};
+}
+using FUSEDOPS_ISA::factor;
+template <class V, class T>
+FUSEDOPS_INLINE V factor(const StepInPlace<T>& step, int i) {
+  return broadcast<V>(reinterpret_cast<const compute_t<T>*>(step.x + i * step.ldx));
+}
+template <class T, int Rows>
+FUSEDOPS_INLINE void advance(PackedRows<T>& r, int64_t steps) {
+  r.x += steps * Rows;
+}
+template <class T, int Rows>
+FUSEDOPS_INLINE void advance(RowsInPlace<T>& r, int64_t steps) {
+  r.x += steps * operands_t<T>::kStep;
+}
+// The element that is left of each row, in a lane of its own.
+template <class T, int Rows>
+FUSEDOPS_INLINE auto half_step(const RowsInPlace<T>& r, compute_t<T> (&lanes)[Rows]) {
+  for (int i = 0; i < Rows; i++) {
+    lanes[i] = 0;
+    __builtin_memcpy(lanes + i, r.x + i * r.ldx, sizeof(T));
+  }
+  return factors<Vec<compute_t<T>>, Rows>(lanes);
+}
+
 // c[i][j] (+)= sum over steps of x[step][i] * panel[step][j], for the first `Vectors` of a panel.
 // The order of the additions depends on nothing but the steps and `from`.
-template <class T, int Rows, int Vectors, Source from, class P>
-__attribute__((noinline)) void tile(const compute_t<T>* x, int64_t steps, const P* panel,
-                                    compute_t<T>* c, bool add, Ahead ahead) {
+template <class T, int Rows, int Vectors, Source from, class X, class P>
+__attribute__((noinline)) void tile(X x, int64_t steps, const P* panel, compute_t<T>* c, bool add,
+                                    Ahead ahead) {
   using O = operands_t<T>;
   using V = typename O::V;
   constexpr int64_t columns = kPanelColumns<T>,
                     row_bytes = columns * static_cast<int64_t>(sizeof(P));
+  // Of each element: a narrow tile has so few that each addition would wait for the one before.
+  constexpr int kSums = Vectors == 1 && kTileVectors > 1 ? 2 : 1;
   const int64_t longest =
       chain_steps<T>(steps, from == Source::streamed ? kShortChainSteps<T> : kChainSteps<T>);
   do {
-    V acc[Rows][Vectors];
-#pragma GCC unroll 6
-    for (int i = 0; i < Rows; i++)
+    V acc[Rows * kSums][Vectors];
+#pragma GCC unroll 12
+    for (int i = 0; i < Rows * kSums; i++)
 #pragma GCC unroll 4
       for (int j = 0; j < Vectors; j++) acc[i][j] = set1<V>(0);
-    const auto step = [&](int u) __attribute__((always_inline)) {
+    const auto multiply = [&](const auto& xs, int u) __attribute__((always_inline)) {
       if constexpr (from == Source::streamed)
 #pragma GCC unroll 4
         for (int64_t b = 0; b < row_bytes; b += 64)
@@ -106,47 +161,56 @@ __attribute__((noinline)) void tile(const compute_t<T>* x, int64_t steps, const 
       if constexpr (Rows > 1)
 #pragma GCC unroll 4
         for (int j = 0; j < Vectors; j++) FUSEDOPS_KEEP(b[j].v);
-      const auto xs = factors<V, Rows>(x + u * Rows);
 #pragma GCC unroll 6
       for (int i = 0; i < Rows; i++) {
         const auto a = factor<V>(xs, i);
 #pragma GCC unroll 4
-        for (int j = 0; j < Vectors; j++) acc[i][j] = O::multiply_add(a, b[j], acc[i][j]);
+        for (int j = 0; j < Vectors; j++) {
+          V& sum = acc[u % kSums * Rows + i][j];
+          sum = O::multiply_add(a, b[j], sum);
+        }
       }
     };
     const int64_t chain = at_most(steps, longest);
-    int64_t s = 0;
-    for (; s + kUnrolled <= chain; s += kUnrolled) {
-      if constexpr (from == Source::cached) {
-        ask(ahead);
+    int64_t whole = chain, s = 0;
+    if constexpr (X::kInPlace) whole -= x.half && chain == steps;
+    for (; s + kUnrolled <= whole; s += kUnrolled) {
+      if constexpr (from == Source::cached) ask(ahead);
+      if constexpr (from == Source::cached && !X::kInPlace)
 #pragma GCC unroll 4
-        for (int64_t l = 0; l < Rows * kUnrolled * static_cast<int64_t>(sizeof(*x)); l += 64)
-          prefetch(reinterpret_cast<const char*>(x) + kRowsAhead + l);
-      }
+        for (int64_t l = 0; l < Rows * kUnrolled * static_cast<int64_t>(sizeof(*x.x)); l += 64)
+          prefetch(reinterpret_cast<const char*>(x.x) + kRowsAhead + l);
 #pragma GCC unroll 4
-      for (int u = 0; u < kUnrolled; u++) step(u);
-      x += kUnrolled * Rows;
+      for (int u = 0; u < kUnrolled; u++) multiply(step_at<T, Rows>(x, u), u);
+      advance<T, Rows>(x, kUnrolled);
       panel += kUnrolled * columns;
     }
-    for (; s < chain; s++) {
-      step(0);
-      x += Rows;
+    for (; s < whole; s++) {
+      multiply(step_at<T, Rows>(x, 0), 0);
+      advance<T, Rows>(x, 1);
       panel += columns;
     }
+    if constexpr (X::kInPlace)
+      if (whole < chain) {
+        compute_t<T> lanes[Rows];
+        multiply(half_step<T, Rows>(x, lanes), 0);
+      }
 #pragma GCC unroll 6
     for (int i = 0; i < Rows; i++)
 #pragma GCC unroll 4
       for (int j = 0; j < Vectors; j++) {
         compute_t<T>* to = c + i * columns + j * V::N;
-        store(to, add ? load<V>(to) + acc[i][j] : acc[i][j]);
+        V sum = acc[i][j];
+        if constexpr (kSums == 2) sum = sum + acc[Rows + i][j];
+        store(to, add ? load<V>(to) + sum : sum);
       }
     add = true;
     steps -= chain;
   } while (steps > 0);
 }
 
-template <class T, int Vectors, Source from, class P>
-FUSEDOPS_INLINE void tile_of(int64_t rows, const compute_t<T>* x, int64_t steps, const P* panel,
+template <class T, int Vectors, Source from, class X, class P>
+FUSEDOPS_INLINE void tile_of(int64_t rows, const X& x, int64_t steps, const P* panel,
                              compute_t<T>* c, bool add, const Ahead& ahead) {
   switch (rows) {
     case 1:
@@ -165,9 +229,9 @@ FUSEDOPS_INLINE void tile_of(int64_t rows, const compute_t<T>* x, int64_t steps,
 }
 
 // The vectors that hold the first `cols` columns: the last panel of a layer may be nearly empty.
-template <class T, class P>
-FUSEDOPS_INLINE void any_tile(int64_t rows, int64_t cols, const compute_t<T>* x, int64_t steps,
-                              const P* panel, compute_t<T>* c, bool add, const Ahead& ahead) {
+template <class T, class X, class P>
+FUSEDOPS_INLINE void any_tile(int64_t rows, int64_t cols, const X& x, int64_t steps, const P* panel,
+                              compute_t<T>* c, bool add, const Ahead& ahead) {
   constexpr int N = Vec<compute_t<T>>::N;
   if (cols > (kTileVectors - 1) * N)
     return tile_of<T, kTileVectors, Source::cached>(rows, x, steps, panel, c, add, ahead);
