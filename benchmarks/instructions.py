@@ -186,11 +186,12 @@ def matmul_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, st
         return
     dtype = {"float": "f32", "double": "f64"}.get(match[2], match[2].rpartition(":")[2])
     streamed = ", panels streamed" if "Source)1" in name else ""
+    placed = ", rows in place" if "::RowsInPlace<" in name else ""
     for loop in innermost_loops(code):
         total = sum(map(flops, loop))
         if total:
             sums = int(match[3]) * int(match[4]) if match[1] == "tile" else 0
-            yield f"linear {dtype}, {match[1]}{streamed}", "flop", total, loop, sums
+            yield f"linear {dtype}, {match[1]}{streamed}{placed}", "flop", total, loop, sums
 
 
 def gelu_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, str, int, list, int]]:

@@ -81,16 +81,16 @@ def pytest_runtest_makereport(
     """Say in the report which lanes a test is parametrised over."""
     report: pytest.TestReport = yield
     if call.when == "call" and isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-        params = {lane: item.callspec.params.get(lane) for lane in _LANES}
-        report.lanes = {lane: name for lane, name in params.items() if isinstance(name, str)}
+        params = {kind: item.callspec.params.get(kind) for kind in _LANES}
+        report.lanes = {kind: name for kind, name in params.items() if isinstance(name, str)}
     return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Count a lane as run when a test of it has passed, in whatever process it ran."""
-    for lane, name in getattr(report, "lanes", {}).items():
+    for kind, name in getattr(report, "lanes", {}).items():
         if report.passed:
-            _LANES[lane].add(name)
+            _LANES[kind].add(name)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

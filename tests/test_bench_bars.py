@@ -55,8 +55,8 @@ def state(one: Bar, found: Result) -> tuple[str, float | None]:
         (bar("time", 1.5, "copy"), ("FAILED", 2.0)),
         (bar("us", 2e6), ("ok", 1e6)),
         (bar("us", 1e5), ("FAILED", 1e6)),
-        (bar("limit", 0.8), ("ok", 0.8)),
-        (bar("limit", 0.81), ("FAILED", 0.8)),
+        (bar("limit", 0.88), ("ok", 0.889)),  # 0.8 at the median, of the fastest fifth 0.8 / 0.9
+        (bar("limit", 0.9), ("FAILED", 0.889)),
         (bar("faster", 1.5, "jax"), ("not measured", None)),
         (bar("faster", 1.5, "jax,eager"), ("ok", 2.0)),
     ],
@@ -67,11 +67,11 @@ def test_figure_and_state(one: Bar, expected: tuple[str, float | None]) -> None:
 
 def test_a_bar_may_name_the_candidate_that_must_reach_it() -> None:
     found = measured()
-    packed = row("packed", 0.5, {"eager": around(4.0)}, of_limit=0.95)
+    packed = row("packed", 0.5, {"eager": around(4.0)}, of_limit=0.85)
     found = dataclasses.replace(found, rows=(*found.rows, packed))
     for one, expected in (
-        (bar("limit", 0.9), ("FAILED", 0.8)),
-        (dataclasses.replace(bar("limit", 0.9), candidate="packed"), ("ok", 0.95)),
+        (bar("limit", 0.9), ("FAILED", 0.889)),
+        (dataclasses.replace(bar("limit", 0.9), candidate="packed"), ("ok", 0.944)),
         (dataclasses.replace(bar("faster", 3.0, "eager"), candidate="packed"), ("ok", 4.0)),
     ):
         assert state(one, found) == expected
@@ -191,10 +191,14 @@ MANY_ROWS = (
 def test_many_rows_have_limit_bars(
     shape: str, dtype: str, bound: float, threads: int | None
 ) -> None:
-    """At K = 4096, f32 alone may be at 85%."""
+    """At K = 4096, f32 alone may be at 85%; the time of fresh pages is not the kernel's."""
     eased = (shape, dtype) == ("article/gelu_linear", "f32")
-    found = {one for one in wanted("limit") if (one[0], one[1], one[3]) == (shape, dtype, threads)}
-    assert found == {(shape, dtype, 0.85 if eased else bound, threads)}
+    found = [
+        (one.bound, one.regime, one.candidate)
+        for one in SPECS["gelu_linear"].bars
+        if (one.kind, one.shape, one.dtype, one.threads) == ("limit", shape, dtype, threads)
+    ]
+    assert found == [(0.85 if eased else bound, "given", "packed")]
 
 
 @pytest.mark.parametrize("shape", MANY_ROWS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
@@ -278,6 +279,12 @@ def test_swept_shape_that_loses_twice_exits_1(
     fake(result(2.0), result(0.5), result(0.5))
     assert main(["bench", "gelu_linear", "--sweep", "2", "--dtype", "f32"]) == 1
     assert "2 cases, 1 of them lost" in capsys.readouterr().out
+
+
+def test_noise_excuses_a_loss_of_a_sweep_only_so_much(fake: Callable[..., list[Case]]) -> None:
+    for ratio, expected in ((0.85, 0), (0.76, 1)):
+        fake(*[dataclasses.replace(result(ratio), noise=0.9)] * 4)
+        assert main(["bench", "gelu_linear", "--sweep", "2", "--dtype", "f32"]) == expected
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 
 from fusedops.bench.record import Case, Quantiles, Regime, Result
 from fusedops.bench.report import best_other, duration, percent, standing, table
-from fusedops.bench.timing import verdict
+from fusedops.bench.timing import slower, verdict
 from fusedops.testing import SPECS, Sample
 
 __all__ = ["Shape", "forms", "loses", "shapes", "text"]
@@ -78,7 +78,7 @@ def loses(result: Result, subject: str) -> bool:
     if own is None or own.fault is not None:
         return True
     against = standing(result, subject)
-    return against is not None and verdict(against[1], result.noise) == "slower"
+    return against is not None and slower(against[1], result.noise)
 
 
 def text(results: Sequence[Result], lost: Sequence[Result], subject: str) -> str:
@@ -117,8 +117,10 @@ def _table(results: Sequence[Result], subject: str) -> str:
 
 
 def _ratio_text(quantiles: Quantiles, noise: float) -> str:
-    said = verdict(quantiles, noise)
-    suffix = {"faster": "", "slower": " LOSES", "no difference": " (no difference)"}[said]
+    if slower(quantiles, noise):
+        suffix = " LOSES"
+    else:
+        suffix = "" if verdict(quantiles, noise) == "faster" else " (no difference)"
     return f"{quantiles.median:.2f}{suffix}"
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "noise",
     "order",
     "ratios",
+    "slower",
     "verdict",
 ]
 
@@ -34,6 +35,7 @@ TWIN = " (again)"  # behind the name of the candidate that is timed twice a roun
 SHORT = 1e-3  # seconds; of a batch, below which calls are repeated within one measurement
 MOST_CALLS = 2000  # in a batch
 PATIENCE = 0.5  # seconds of warm-up after the first call of a candidate
+MOST_NOISE = 0.25  # that excuses a loss
 SETTLE = 5e-3  # seconds; a call shorter than this is made once, untimed, before it is timed
 
 
@@ -182,6 +184,12 @@ def verdict(times_faster: Quantiles, noise: float) -> Literal["faster", "slower"
     if times_faster.p80 < 1.0 / (1.0 + noise):
         return "slower"
     return "no difference"
+
+
+def slower(times_faster: Quantiles, noise: float) -> bool:
+    """Whether the one whose ratios these are loses beyond noise, which excuses only so much."""
+    lost = times_faster.median * (1.0 + MOST_NOISE) < 1.0
+    return lost or verdict(times_faster, noise) == "slower"
 
 
 def evictor(cache_bytes: int) -> Callable[[], None]:

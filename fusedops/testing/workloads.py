@@ -312,7 +312,7 @@ class Bar:
     unfused, linear), at most ``bound`` times that. ``counted``: the same, where the bound is what
     the instructions of the GELU allow, counted in the build for the ISA in use; bound is nan.
     ``us``: microseconds a call, at most ``bound``. ``limit``: the fraction of the machine's limit,
-    at least ``bound``.
+    reached in a fifth of the calls, at least ``bound``.
 
     candidate: the peer that must reach it, where it is not the subject of the run: ``packed`` is
     the op on a packed weight.
@@ -344,8 +344,10 @@ def _over_linear(sample: Linear, dtype: str) -> Bar:
     return Bar(sample.name, dtype, "counted", math.nan, "linear")
 
 
-def _packed_limit(shape: str, dtype: str, bound: float, threads: int | None = None) -> Bar:
-    return Bar(shape, dtype, "limit", bound, threads=threads, candidate="packed")
+def _packed_limit(
+    shape: str, dtype: str, bound: float, regime: str = "", threads: int | None = None
+) -> Bar:
+    return Bar(shape, dtype, "limit", bound, regime=regime, threads=threads, candidate="packed")
 
 
 def _packed_faster(shape: str, dtype: str, bound: float, against: str) -> Bar:
@@ -394,7 +396,10 @@ _NAMES = tuple(sample.name for sample in _MANY_ROWS)
 # Weights packed ahead stand against what packs them; plain ones must come near the packed call.
 GELU_LINEAR_BARS = (
     *(
-        _packed_limit(s.name, dtype, 0.85 if (dtype, s.k) == ("f32", 4096) else bound, threads)
+        # In memory that is given: handing out fresh pages is the system's time.
+        _packed_limit(
+            s.name, dtype, 0.85 if (dtype, s.k) == ("f32", 4096) else bound, "given", threads
+        )
         for s in _MANY_ROWS
         for dtype, bound in (("f32", 0.90), ("bf16", 0.86), ("f16", 0.88))
         for threads in (1, None)
