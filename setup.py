@@ -303,6 +303,7 @@ class BuildBinaries(build_ext):
         python = [
             f"-isystem {_path(python_include())}",
             f"-isystem {_path(Path(pybind11.get_include()))}",
+            f"-isystem {_path(include)}",  # for DLPack's header, plain C
         ]
         if TARGET:  # Debian's Python.h includes a header of its machine by a path from there
             python.append(f"-idirafter {_path(python_include().parent)}")

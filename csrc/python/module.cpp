@@ -1,5 +1,5 @@
 // fusedops._C: build and CPU information, ISA control, limit probes, and NumPy entry points. No
-// torch headers.
+// torch headers but DLPack's.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -1,13 +1,18 @@
-// The call of a plan. What must be asked of x and out goes straight to the tensor's own methods: in
-// Python the questions would cost more than the kernel of a small layer.
+// The call of a plan. What must be asked of x and out goes to torch's DLPack functions, one call
+// for memory, dtype, shape and strides, and straight to the tensor's own methods: in Python the
+// questions would cost more than the kernel of a small layer.
 #include "plan.h"
 
+#include <ATen/dlpack.h>  // plain C, nothing of torch
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
+#include <cstring>
 #include <functional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "../approximate.h"
 #include "../check.h"
@@ -47,17 +52,24 @@ struct Torch {
         proxy_mode(tools["proxy_mode"]),
         is_before_dispatch(tools["is_before_dispatch"]),
         empty_like(tools["empty_like"]),
-        count_write(tools["count_write"]) {}
+        count_write(tools["count_write"]) {
+    const py::object capsule = Tensor.attr("__dlpack_c_exchange_api__");
+    void* api = PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
+    if (!api) throw py::error_already_set();
+    dlpack = static_cast<const DLPackExchangeAPI*>(api);
+    if (dlpack->header.version.major != DLPACK_MAJOR_VERSION)
+      fail("plan", "torch must have DLPack ", DLPACK_MAJOR_VERSION, " but got ",
+           dlpack->header.version.major);
+  }
 
   py::object Tensor, Parameter;
   py::dict forward_ad;  // of that module
   py::object is_grad_enabled, is_inference_mode_enabled, transform_level, tracing_state, proxy_mode;
   py::object is_before_dispatch, empty_like, count_write;
+  const DLPackExchangeAPI* dlpack;
 
-  py::str dtype = interned("dtype"), shape = interned("shape"), is_cpu = interned("is_cpu"),
-          is_contiguous = interned("is_contiguous"), is_neg = interned("is_neg"),
-          is_inference = interned("is_inference"), requires_grad = interned("requires_grad"),
-          data_ptr = interned("data_ptr"), current_level = interned("_current_level");
+  py::str is_neg = interned("is_neg"), is_inference = interned("is_inference"),
+          requires_grad = interned("requires_grad"), current_level = interned("_current_level");
 
   bool is_tensor(py::handle t) const {
     const PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(t.ptr()));
@@ -76,10 +88,43 @@ struct Torch {
            level && PyLong_AsLong(level) == -1;
   }
 
-  void* address(py::handle t) const {
-    const py::object value = method(t, data_ptr);
-    if (!value) throw py::error_already_set();
-    return PyLong_AsVoidPtr(value.ptr());
+  // A view of a tensor, good while nothing else runs; false after an error.
+  bool describe(py::handle t, DLTensor& view) const {
+    return dlpack->dltensor_from_py_object_no_sync(t.ptr(), &view) == 0;
+  }
+};
+
+void* address(const DLTensor& t) {
+  return t.data ? static_cast<char*>(t.data) + t.byte_offset : nullptr;
+}
+
+// What a plan wants of a tensor.
+struct Form {
+  explicit Form(const DLTensor& t) : type(t.dtype), shape(t.shape, t.shape + t.ndim) {}
+
+  bool fits(const DLTensor& t) const {
+    return t.device.device_type == kDLCPU && std::memcmp(&t.dtype, &type, sizeof type) == 0 &&
+           static_cast<size_t>(t.ndim) == shape.size() &&
+           std::equal(shape.begin(), shape.end(), t.shape) && is_contiguous(t);
+  }
+  int64_t numel() const {
+    int64_t product = 1;
+    for (const int64_t size : shape) product *= size;
+    return product;
+  }
+
+  DLDataType type;
+  std::vector<int64_t> shape;
+
+ private:
+  bool is_contiguous(const DLTensor& t) const {
+    if (!t.strides || numel() == 0) return true;
+    int64_t expected = 1;
+    for (size_t d = shape.size(); d-- > 0;) {
+      if (shape[d] != 1 && t.strides[d] != expected) return false;
+      expected *= shape[d];
+    }
+    return true;
   }
 };
 
@@ -87,57 +132,57 @@ struct Torch {
 struct Call {
   std::string op;
   Torch torch;
-  py::object dtype, shape, like, like_shape;
+  py::object dtype, like;
   py::object refuse;  // (op, name, tensor, dtype, shape) says what is wrong with a tensor
+  Form of_x, of_y;
   std::function<void(const void*, void*, bool, int64_t)> run;
-  bool reads, writes;  // any element
   bool takes_offset;
   int64_t usual_offset;
 
-  bool fits(py::handle t, const py::object& wanted) const {
-    if (!torch.is_tensor(t) || attribute(t, torch.dtype).ptr() != dtype.ptr()) return false;
-    const py::object given = attribute(t, torch.shape);
-    return given && PyObject_RichCompareBool(given.ptr(), wanted.ptr(), Py_EQ) == 1 &&
-           method(t, torch.is_contiguous).ptr() == Py_True &&
-           attribute(t, torch.is_cpu).ptr() == Py_True &&
-           method(t, torch.is_neg).ptr() == Py_False && !torch.is_recorded(t);
+  // The memory of a tensor that fits; the errors say how another one does not.
+  void* memory(const char* name, py::handle t, const Form& wanted) const {
+    DLTensor view;
+    const bool fits = torch.is_tensor(t) && torch.describe(t, view) && wanted.fits(view) &&
+                      method(t, torch.is_neg).ptr() == Py_False && !torch.is_recorded(t);
+    if (!fits) refused(name, t, wanted);
+    // Null in a freed storage, and in tensors that torch keeps no elements of (ZeroTensor).
+    void* const data = address(view);
+    if (!data && wanted.numel() > 0)
+      fail(op.c_str(), name, " must have memory but got a tensor without");
+    return data;
   }
 
-  void require(bool met, const char* name, py::handle t, const py::object& wanted) const {
-    if (met) return;
+  [[noreturn]] void refused(const char* name, py::handle t, const Form& wanted) const {
     PyErr_Clear();
-    refuse(op, name, t, dtype, wanted);
+    refuse(op, name, t, dtype, py::tuple(py::cast(wanted.shape)));
     fail(op.c_str(), name, " must fit the plan but got one that does not");
   }
 
-  void execute(py::handle x, py::handle y, bool fresh, int64_t offset) const {
-    const void* from = torch.address(x);
-    void* to = torch.address(y);
-    // Null in a freed storage, and in tensors that torch keeps no elements of (ZeroTensor).
-    if (reads && !from) fail(op.c_str(), "x must have memory but got a tensor without");
-    if (writes && !to) fail(op.c_str(), "out must have memory but got a tensor without");
+  void execute(const void* x, void* y, bool fresh, int64_t offset) const {
     const py::gil_scoped_release released;
-    run(from, to, fresh, offset);
+    run(x, y, fresh, offset);
   }
 
-  py::object into_fresh(py::handle x, int64_t offset) const {
+  py::object into_fresh(const void* x, int64_t offset) const {
     py::object y = own(PyObject_CallOneArg(torch.empty_like.ptr(), like.ptr()));
     if (!y) throw py::error_already_set();
     if (!torch.is_tensor(y))
       fail(op.c_str(), "a plan must not be called under a mode that makes other tensors but got ",
            Py_TYPE(y.ptr())->tp_name);
-    execute(x, y, true, offset);
+    DLTensor view;
+    if (!torch.describe(y, view)) throw py::error_already_set();
+    execute(x, address(view), true, offset);
     return y;
   }
 
-  py::object into(py::handle out, py::handle x, int64_t offset) const {
-    require(fits(out, like_shape), "out", out, like_shape);
+  py::object into(py::handle out, const void* x, int64_t offset) const {
+    void* const y = memory("out", out, of_y);
     const bool counts = method(out, torch.is_inference).ptr() == Py_False;
     if (!counts && call(torch.is_inference_mode_enabled).ptr() != Py_True)
       fail(op.c_str(),
            "out, an inference tensor, must be written inside inference_mode but got a call "
            "outside it");
-    execute(x, out, false, offset);
+    execute(x, y, false, offset);
     if (counts) torch.count_write(py::make_tuple(out));
     return py::reinterpret_borrow<py::object>(out);
   }
@@ -167,12 +212,13 @@ PyObject* call_plan(PyObject* self, PyObject* args, PyObject* kwargs) {
     const Call& plan = *reinterpret_cast<PlanObject*>(self)->call;
     std::array<PyObject*, 3> values = {Py_None, Py_None, Py_None};
     parse(plan, args, kwargs, values);
-    const py::handle x = values[0], out = values[1];
+    const py::handle given = values[0], out = values[1];
     int64_t offset = plan.usual_offset;
     if (values[2] != Py_None) offset = PyLong_AsLongLong(values[2]);
     if (offset == -1 && PyErr_Occurred()) return nullptr;
     // In this order: the shape of a tensor that is being traced is made of tensors.
-    plan.require(plan.torch.is_alone() && plan.fits(x, plan.shape), "x", x, plan.shape);
+    if (!plan.torch.is_alone()) plan.refused("x", given, plan.of_x);
+    const void* x = plan.memory("x", given, plan.of_x);
     return (out.is_none() ? plan.into_fresh(x, offset) : plan.into(out, x, offset)).release().ptr();
   } catch (py::error_already_set& e) {
     e.restore();
@@ -283,24 +329,25 @@ py::object snapshot(const py::object& tensor) {
   return own(PyCFunction_New(&called, self.ptr()));
 }
 
-bool any_element(const py::handle& shape) { return shape.attr("numel")().cast<int64_t>() > 0; }
-
 // Addresses are those of Tensor.data_ptr(). `given`: op, dtype, shape, like and refuse of Call,
 // and what Torch takes.
 void* at(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
 Call call_of(const py::dict& given) {
-  const py::object like = given["like"];
+  const Torch torch(given);
+  DLTensor like;
+  if (!torch.describe(given["like"], like)) throw py::error_already_set();
+  const Form of_y(like);
+  Form of_x = of_y;
+  of_x.shape = given["shape"].cast<std::vector<int64_t>>();
   return {given["op"].cast<std::string>(),
-          Torch(given),
+          torch,
           given["dtype"],
-          given["shape"],
-          like,
-          like.attr("shape"),
+          given["like"],
           given["refuse"],
+          of_x,
+          of_y,
           {},
-          any_element(given["shape"]),
-          any_element(like.attr("shape")),
           false,
           0};
 }
