@@ -17,7 +17,7 @@ export FUSEDOPS_WERROR := 1
 SOURCES := setup.py pyproject.toml $(shell find csrc metal 2>/dev/null)
 CXX_FILES = $(shell find csrc metal tests/metal -name '*.h' -o -name '*.cpp' -o -name '*.metal' 2>/dev/null)
 
-.PHONY: help build test test-fast test-wheel test-arm64 test-metal test-bochs cross-tools wheel-x86_64 wheel-aarch64 wheel-macos sdist demo bars docs instructions peers lint format clean
+.PHONY: help build test test-fast test-wheel test-arm64 test-metal test-bochs cross-tools wheel-x86_64 wheel-aarch64 wheel-macos sdist demo bars docs accuracy instructions peers lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ bars: build $(STAMPS)/demo ## the speed that must hold, each bar with its figure
 
 docs: build $(STAMPS)/demo ## the documents' tables and charts, from the records in benchmarks/results
 	$(PY) benchmarks/publish.py
+
+accuracy: build ## all 2^32 floats through every activation on every instruction set, for the record (15 minutes)
+	$(PY) benchmarks/accuracy.py --exhaustive
 
 instructions: build cross-tools ## count the instructions of the kernels' loops, for the record
 	$(PY) scripts/kernels_test.py
