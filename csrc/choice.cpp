@@ -52,7 +52,7 @@ void each_class(const F& fn) {
 }
 
 // What the wheel says; docs/autotune.md tells what was measured. The panels of the engine are 64
-// columns wide: results narrower than one are where PyTorch is ahead, and sums of few terms.
+// columns wide: gradients narrower than one are where PyTorch is ahead, and sums of few terms.
 Backend by_default(const std::string& isa, bool with_units, Product p, DType t, int64_t m,
                    int64_t n, int64_t k) {
   // Accelerate multiplies on matrix units that no other library reaches.
@@ -60,9 +60,8 @@ Backend by_default(const std::string& isa, bool with_units, Product p, DType t, 
   const bool pairs = isa == "avx512bf16", avx512 = pairs || isa == "avx512";
   const bool few = m >= 4 && m < 16;
   bool aten = false, direct = false;
-  if (p == Product::forward) {
-    aten = avx512 && t == DType::f32 && n < 64 && k >= 1024 && m >= 64 && m < 256;
-  } else if (p == Product::input_gradient) {
+  if (p == Product::forward) return Backend::engine;
+  if (p == Product::input_gradient) {
     const bool one = m == 1 && (n >= 1024 ? k < 1024 : n >= 256 && k >= 1024);
     aten = avx512 && t == DType::f32 && (one || (few && n >= 1024 && k < 64));
     direct = pairs && t == DType::bf16 && n >= 1024 && k < 64 && m >= 256;

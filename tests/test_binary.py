@@ -139,7 +139,7 @@ def scratch() -> Iterator[Path]:
 @functools.cache
 def objects(isa: str, scratch: Path) -> tuple[Path, ...]:
     """The kernel objects of the last build, or new ones where there was none."""
-    built = tuple(sorted((ROOT / "build/ninja" / f"isa_{isa}").rglob("*.o")))
+    built = tuple(sorted((ROOT / "build/ninja" / f"isa_{isa}" / "kernels").rglob("*.o")))
     return built or tuple(compile_kernels(isa, scratch / isa))
 
 

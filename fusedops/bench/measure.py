@@ -87,7 +87,7 @@ EXPLAINED: tuple[Explanation, ...] = (
     Explanation(
         "10x",
         "PyTorch has no fast float16 matmul for CPUs without AVX512-FP16",
-        up_to=50.0,
+        up_to=100.0,
         op="*linear",
         dtype="f16",
         best="[ec]*",

@@ -31,13 +31,15 @@ FUSEDOPS_INLINE void transpose_square(const T* w, int64_t ldw, int64_t rows, int
 }
 
 // panel[step][column] = w[column][step]; columns past `cols` and elements past k are zero. P is
-// compute_t<T> for scratch, packed_t<T> for what is kept.
+// compute_t<T> for scratch, where columns past the last vector that any_tile reads stay as they
+// are, and packed_t<T> for what is kept.
 template <class T, class P>
 __attribute__((noinline)) void transpose_panel(const T* w, int64_t ldw, int64_t cols, int64_t k,
-                                               P* panel) {
+                                               P* panel, bool kept) {
   using O = operands_t<T>;
   constexpr int64_t N = O::V::N, square = N * O::kStep;
-  for (int64_t j = 0; j < kPanelColumns<T>; j += N)
+  const int64_t width = kept ? kPanelColumns<T> : cols;
+  for (int64_t j = 0; j < width; j += N)
     for (int64_t e = 0; e < k; e += square) {
       const T* from = w + j * ldw + e;
       P* to = panel + e / O::kStep * kPanelColumns<T> + j;
@@ -133,7 +135,8 @@ FUSEDOPS_INLINE void panel_block(const LinearArgs& a, const LinearPart& part, co
     };
     if constexpr (kReadsInPlace<T>) {
       const T* x = static_cast<const T*>(a.x) + row * a.ldx + k0;
-      if (in_place<T>(a)) run(RowsInPlace<T>{x, a.ldx, k % operands_t<T>::kStep != 0});
+      if (in_place<T>(a))
+        run(RowsInPlace<T>{x, x + k, a.ldx, height * a.ldx - k, k % operands_t<T>::kStep != 0});
     }
     if (!in_place<T>(a))
       run(PackedRows<T>{static_cast<const compute_t<T>*>(part.rows) + row * all_steps +
@@ -214,7 +217,7 @@ FUSEDOPS_INLINE void panels(const LinearArgs& a, const LinearPart& part) {
         copy_panel<T>(w, a.ldw, cols, k, panel);
         asked.rows = k, asked.row_bytes = columns * element;
       } else {
-        transpose_panel<T>(w, a.ldw, cols, k, panel);
+        transpose_panel<T>(w, a.ldw, cols, k, panel, false);
       }
       panel_block<T>(a, part, panel, asked, k0, k, sums, col, cols);
     }
@@ -227,7 +230,7 @@ FUSEDOPS_INLINE void pack_panels(const LinearArgs& a, void* to, int64_t begin, i
   for (int64_t p = begin; p < end; p++) {
     const int64_t col = p * kPanelColumns<T>, cols = at_most(kPanelColumns<T>, a.n - col);
     transpose_panel<T>(static_cast<const T*>(a.w) + col * a.ldw, a.ldw, cols, a.k,
-                       static_cast<packed_t<T>*>(to) + col * steps_of<T>(a.k));
+                       static_cast<packed_t<T>*>(to) + col * steps_of<T>(a.k), true);
   }
 }
 

@@ -58,7 +58,7 @@ __attribute__((noinline)) void pack_tile(const T* x, int64_t ldx, int64_t rows, 
 
 constexpr int kUnrolled = 4;
 // Bytes of x fetched before their use: its tiles follow one another, and come from the last cache.
-constexpr int64_t kRowsAhead = 6144;
+constexpr int64_t kRowsAhead = 6144, kInPlaceAhead = 1024;
 
 // Memory that is read soon: `lines` of 64 bytes are asked for every kUnrolled steps, and after
 // `run` such times the walk goes on at the next row.
@@ -83,12 +83,13 @@ struct PackedRows {
   const compute_t<T>* x;
   static constexpr bool kInPlace = false;
 };
-// ... or as they lie in memory, where a packed copy would be read too seldom to pay. `half`: the
-// last step has one element of its pair.
+// ... or as they lie in memory, where a packed copy would be read too seldom to pay; `end` is that
+// of the first row. `half`: the last step has one element of its pair. `next`: elements from the
+// end to where the first row of the next tile begins.
 template <class T>
 struct RowsInPlace {
-  const T* x;
-  int64_t ldx;
+  const T *x, *end;
+  int64_t ldx, next;
   bool half;
   static constexpr bool kInPlace = true;
 };
@@ -140,12 +141,12 @@ __attribute__((noinline)) void tile(X x, int64_t steps, const P* panel, compute_
   constexpr int64_t columns = kPanelColumns<T>,
                     row_bytes = columns * static_cast<int64_t>(sizeof(P));
   // Of each element: a narrow tile has so few that each addition would wait for the one before.
-  constexpr int kSums = Vectors == 1 && kTileVectors > 1 ? 2 : 1;
+  constexpr int kSums = kTileVectors / Vectors;
   const int64_t longest =
       chain_steps<T>(steps, from == Source::streamed ? kShortChainSteps<T> : kChainSteps<T>);
   do {
     V acc[Rows * kSums][Vectors];
-#pragma GCC unroll 12
+#pragma GCC unroll 24
     for (int i = 0; i < Rows * kSums; i++)
 #pragma GCC unroll 4
       for (int j = 0; j < Vectors; j++) acc[i][j] = set1<V>(0);
@@ -176,7 +177,12 @@ __attribute__((noinline)) void tile(X x, int64_t steps, const P* panel, compute_
     if constexpr (X::kInPlace) whole -= x.half && chain == steps;
     for (; s + kUnrolled <= whole; s += kUnrolled) {
       if constexpr (from == Source::cached) ask(ahead);
-      if constexpr (from == Source::cached && !X::kInPlace)
+      if constexpr (X::kInPlace) {
+        const auto* later = x.x + kInPlaceAhead / static_cast<int64_t>(sizeof(T));
+        if (later >= x.end) later += x.next;
+#pragma GCC unroll 6
+        for (int i = 0; i < Rows; i++) prefetch(later + i * x.ldx);
+      } else if constexpr (from == Source::cached)
 #pragma GCC unroll 4
         for (int64_t l = 0; l < Rows * kUnrolled * static_cast<int64_t>(sizeof(*x.x)); l += 64)
           prefetch(reinterpret_cast<const char*>(x.x) + kRowsAhead + l);
@@ -201,7 +207,8 @@ __attribute__((noinline)) void tile(X x, int64_t steps, const P* panel, compute_
       for (int j = 0; j < Vectors; j++) {
         compute_t<T>* to = c + i * columns + j * V::N;
         V sum = acc[i][j];
-        if constexpr (kSums == 2) sum = sum + acc[Rows + i][j];
+#pragma GCC unroll 4
+        for (int g = 1; g < kSums; g++) sum = sum + acc[g * Rows + i][j];
         store(to, add ? load<V>(to) + sum : sum);
       }
     add = true;
