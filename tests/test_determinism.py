@@ -17,9 +17,11 @@ def off_again() -> object:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "k"), [(49, 1030), (64, 7), (200, 2100), (1, 300)])
+@pytest.mark.parametrize(("n", "k"), [(49, 1030), (64, 7), (20, 1031), (200, 2100), (1, 300)])
 def test_a_row_has_the_same_bits_in_any_batch(n: int, k: int, dtype: torch.dtype, isa: str) -> None:
     x, w, b = torch.randn(70, k).to(dtype), torch.randn(n, k).to(dtype), torch.randn(n).to(dtype)
+    # Large terms that cancel: the order shows in 16 bits too.
+    x[:, [0, -1]], w[:, 0], w[:, -1] = 2.0**14, 1.0, -1.0
     with fusedops.deterministic(True):
         whole = fusedops.gelu_linear(x, w, b)
         parts = torch.cat([fusedops.gelu_linear(p, w, b) for p in x.split([1, 2, 5, 13, 20, 29])])

@@ -133,14 +133,14 @@ FUSEDOPS_INLINE void panel_block(const LinearArgs& a, const LinearPart& part, co
     const auto run = [&](const auto& x) __attribute__((always_inline)) {
       any_tile<T>(height, cols, x, steps, panel, c, !first, ahead);
     };
+    const bool half = k % operands_t<T>::kStep != 0;
     if constexpr (kReadsInPlace<T>) {
       const T* x = static_cast<const T*>(a.x) + row * a.ldx + k0;
-      if (in_place<T>(a))
-        run(RowsInPlace<T>{x, x + k, a.ldx, height * a.ldx - k, k % operands_t<T>::kStep != 0});
+      if (in_place<T>(a)) run(RowsInPlace<T>{x, half, x + k, a.ldx, height * a.ldx - k});
     }
     if (!in_place<T>(a))
-      run(PackedRows<T>{static_cast<const compute_t<T>*>(part.rows) + row * all_steps +
-                        skipped * height});
+      run(PackedRows<T>{
+          static_cast<const compute_t<T>*>(part.rows) + row * all_steps + skipped * height, half});
     if (last) finish<T>(a, c, columns, row, height, col, cols);
   }
 }
@@ -155,7 +155,7 @@ FUSEDOPS_INLINE void streamed_panel(int64_t height, const compute_t<T>* x, int64
   constexpr int64_t columns = kPanelColumns<T>, block = kChainsTogether * kShortChainSteps<T>;
   compute_t<T> part[kTileRows * columns];
   for (int64_t s = 0; s == 0 || s < steps; s += block) {
-    tile_of<T, kTileVectors, Source::streamed>(height, PackedRows<T>{x + s * height},
+    tile_of<T, kTileVectors, Source::streamed>(height, PackedRows<T>{x + s * height, false},
                                                at_most(block, steps - s), panel + s * columns,
                                                s == 0 ? sums : part, false, {});
     if (s == 0) continue;

@@ -77,20 +77,22 @@ FUSEDOPS_INLINE void ask(Ahead& ahead) {
 enum class Source { cached, streamed };
 constexpr int64_t kPanelAhead = 8192;
 
-// The rows of x that a tile takes: as pack_tile wrote them, step by step...
+// The rows of x that a tile takes: as pack_tile wrote them, step by step... `half`: the last step
+// has one element of its pair.
 template <class T>
 struct PackedRows {
   const compute_t<T>* x;
+  bool half;
   static constexpr bool kInPlace = false;
 };
-// ... or as they lie in memory, where a packed copy would be read too seldom to pay; `end` is that
-// of the first row. `half`: the last step has one element of its pair. `next`: elements from the
-// end to where the first row of the next tile begins.
+// ... or as they lie in memory, where a packed copy would be read too seldom to pay. `end` is that
+// of the first row, `next`: elements from there to where the first row of the next tile begins.
 template <class T>
 struct RowsInPlace {
-  const T *x, *end;
-  int64_t ldx, next;
+  const T* x;
   bool half;
+  const T* end;
+  int64_t ldx, next;
   static constexpr bool kInPlace = true;
 };
 
@@ -173,8 +175,9 @@ __attribute__((noinline)) void tile(X x, int64_t steps, const P* panel, compute_
       }
     };
     const int64_t chain = at_most(steps, longest);
-    int64_t whole = chain, s = 0;
-    if constexpr (X::kInPlace) whole -= x.half && chain == steps;
+    // Half a step comes alone, wherever the rows lie: its sum is the same one of kSums.
+    const int64_t whole = chain - (x.half && chain == steps), alone = X::kInPlace ? whole : chain;
+    int64_t s = 0;
     for (; s + kUnrolled <= whole; s += kUnrolled) {
       if constexpr (from == Source::cached) ask(ahead);
       if constexpr (X::kInPlace) {
@@ -191,13 +194,13 @@ __attribute__((noinline)) void tile(X x, int64_t steps, const P* panel, compute_
       advance<T, Rows>(x, kUnrolled);
       panel += kUnrolled * columns;
     }
-    for (; s < whole; s++) {
+    for (; s < alone; s++) {
       multiply(step_at<T, Rows>(x, 0), 0);
       advance<T, Rows>(x, 1);
       panel += columns;
     }
     if constexpr (X::kInPlace)
-      if (whole < chain) {
+      if (alone < chain) {
         compute_t<T> lanes[Rows];
         multiply(half_step<T, Rows>(x, lanes), 0);
       }
