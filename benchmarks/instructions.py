@@ -213,10 +213,10 @@ def gelu_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, str,
 def count(machine: str, folder: Path, objdump: str) -> list[Row]:
     """The main loop of every kernel of an instruction set.
 
-    It asks for memory ahead, which those of the last elements do not, belongs to the largest tile,
-    and does the most for an instruction.
+    It asks for memory ahead, which those of the last elements do not, belongs to the largest tile
+    and is the longest of it, and does the most for an instruction.
     """
-    best: dict[str, tuple[tuple[bool, int, float], Row]] = {}
+    best: dict[str, tuple[tuple[bool, int, int, float], Row]] = {}
     isa, compiler = folder.name.removeprefix("isa_"), compiler_of(folder / "kernels/rope.o")
     every = ((rope_kernels, "rope"), (matmul_kernels, "linear"), (gelu_kernels, "gelu"))
     for kernels, source in every:
@@ -225,7 +225,7 @@ def count(machine: str, folder: Path, objdump: str) -> list[Row]:
                 costs = len(loop), sum(map(loads, loop)), registers(loop)
                 asks = any(i.name.startswith(("prefetch", "prfm")) for i in loop)
                 row = Row(machine, compiler, isa, kernel, unit, work, *costs)
-                rank = not asks, -sums, row.each
+                rank = not asks, -sums, -work if sums else 0, row.each
                 if kernel not in best or rank < best[kernel][0]:
                     best[kernel] = rank, row
     return [best[kernel][1] for kernel in sorted(best)]

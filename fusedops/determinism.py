@@ -15,7 +15,8 @@ class deterministic:
     For ``linear``, ``gelu_linear``, ``GELULinear`` and plans. Each row of their result then depends
     on that row of the input, the weight, the bias and the ISA in use, and on nothing else: a
     sequence decoded alone has the bits that it has in a batch, packed weights those of plain ones.
-    Otherwise few rows are summed in another order than many. For all threads of the process.
+    Otherwise few rows are summed in another order than many, and many rows of a narrow plain weight
+    in another one than of its packed copy. For all threads of the process.
 
     The engine of fusedops computes all products (:mod:`fusedops.backend`). Whatever the mode, its
     bits do not depend on the number of threads, and the results of ``rope``, ``gelu`` and quantized

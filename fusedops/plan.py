@@ -198,7 +198,7 @@ def _given(op: str, shape: Sequence[int], like: Tensor) -> dict[str, Any]:
     return {**own, "refuse": _refuse, **_TOOLS}
 
 
-def _refuse(op: str, name: str, t: Any, dtype: torch.dtype, shape: torch.Size) -> None:
+def _refuse(op: str, name: str, t: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     """Say what is wrong with a tensor that does not fit."""
 
     def need(met: bool, requirement: str, got: Any) -> None:

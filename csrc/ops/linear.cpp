@@ -108,7 +108,7 @@ Tasks cut(const LinearArgs& a, const LinearShape& shape, bool dots, int threads)
   t.n = a.n;
   t.columns = dots ? shape.dot_columns : shape.panel_columns;
   // Enough tasks for all threads to end together, but of rows enough to be worth a panel.
-  // Each transposes its panel anew: a single one is cut less finely.
+  // Each chunk of rows transposes a plain panel anew: a single one is cut less finely.
   const int64_t each = t.across() == 1 ? 4 : 8;
   const int64_t wanted = t.workers > 1 ? pieces(each * t.workers, t.across()) : 1;
   if (dots) {

@@ -60,6 +60,8 @@ struct Torch {
     if (dlpack->header.version.major != DLPACK_MAJOR_VERSION)
       fail("plan", "torch must have DLPack ", DLPACK_MAJOR_VERSION, " but got ",
            dlpack->header.version.major);
+    if (!dlpack->dltensor_from_py_object_no_sync)
+      fail("plan", "torch must describe tensors by DLPack but got none that does");
   }
 
   py::object Tensor, Parameter;
@@ -139,12 +141,16 @@ struct Call {
   bool takes_offset;
   int64_t usual_offset;
 
-  // The memory of a tensor that fits; the errors say how another one does not.
+  // Whether nothing but the numbers of a tensor matters to a call. This may run Python.
+  bool is_plain(py::handle t) const {
+    return torch.is_tensor(t) && method(t, torch.is_neg).ptr() == Py_False && !torch.is_recorded(t);
+  }
+
+  // The memory of a plain tensor, for what runs no Python before the kernel; the errors say how one
+  // does not fit.
   void* memory(const char* name, py::handle t, const Form& wanted) const {
     DLTensor view;
-    const bool fits = torch.is_tensor(t) && torch.describe(t, view) && wanted.fits(view) &&
-                      method(t, torch.is_neg).ptr() == Py_False && !torch.is_recorded(t);
-    if (!fits) refused(name, t, wanted);
+    if (!torch.describe(t, view) || !wanted.fits(view)) refused(name, t, wanted);
     // Null in a freed storage, and in tensors that torch keeps no elements of (ZeroTensor).
     void* const data = address(view);
     if (!data && wanted.numel() > 0)
@@ -158,31 +164,31 @@ struct Call {
     fail(op.c_str(), name, " must fit the plan but got one that does not");
   }
 
-  void execute(const void* x, void* y, bool fresh, int64_t offset) const {
+  void execute(py::handle x, const char* name, py::handle y, bool fresh, int64_t offset) const {
+    const void* const from = memory("x", x, of_x);
+    void* const to = memory(name, y, of_y);
     const py::gil_scoped_release released;
-    run(x, y, fresh, offset);
+    run(from, to, fresh, offset);
   }
 
-  py::object into_fresh(const void* x, int64_t offset) const {
+  py::object into_fresh(py::handle x, int64_t offset) const {
     py::object y = own(PyObject_CallOneArg(torch.empty_like.ptr(), like.ptr()));
     if (!y) throw py::error_already_set();
     if (!torch.is_tensor(y))
       fail(op.c_str(), "a plan must not be called under a mode that makes other tensors but got ",
            Py_TYPE(y.ptr())->tp_name);
-    DLTensor view;
-    if (!torch.describe(y, view)) throw py::error_already_set();
-    execute(x, address(view), true, offset);
+    execute(x, "the result", y, true, offset);
     return y;
   }
 
-  py::object into(py::handle out, const void* x, int64_t offset) const {
-    void* const y = memory("out", out, of_y);
+  py::object into(py::handle out, py::handle x, int64_t offset) const {
+    if (!is_plain(out)) refused("out", out, of_y);
     const bool counts = method(out, torch.is_inference).ptr() == Py_False;
     if (!counts && call(torch.is_inference_mode_enabled).ptr() != Py_True)
       fail(op.c_str(),
            "out, an inference tensor, must be written inside inference_mode but got a call "
            "outside it");
-    execute(x, y, false, offset);
+    execute(x, "out", out, false, offset);
     if (counts) torch.count_write(py::make_tuple(out));
     return py::reinterpret_borrow<py::object>(out);
   }
@@ -212,13 +218,12 @@ PyObject* call_plan(PyObject* self, PyObject* args, PyObject* kwargs) {
     const Call& plan = *reinterpret_cast<PlanObject*>(self)->call;
     std::array<PyObject*, 3> values = {Py_None, Py_None, Py_None};
     parse(plan, args, kwargs, values);
-    const py::handle given = values[0], out = values[1];
+    const py::handle x = values[0], out = values[1];
     int64_t offset = plan.usual_offset;
     if (values[2] != Py_None) offset = PyLong_AsLongLong(values[2]);
     if (offset == -1 && PyErr_Occurred()) return nullptr;
     // In this order: the shape of a tensor that is being traced is made of tensors.
-    if (!plan.torch.is_alone()) plan.refused("x", given, plan.of_x);
-    const void* x = plan.memory("x", given, plan.of_x);
+    if (!plan.torch.is_alone() || !plan.is_plain(x)) plan.refused("x", x, plan.of_x);
     return (out.is_none() ? plan.into_fresh(x, offset) : plan.into(out, x, offset)).release().ptr();
   } catch (py::error_already_set& e) {
     e.restore();
@@ -329,8 +334,8 @@ py::object snapshot(const py::object& tensor) {
   return own(PyCFunction_New(&called, self.ptr()));
 }
 
-// Addresses are those of Tensor.data_ptr(). `given`: op, dtype, shape, like and refuse of Call,
-// and what Torch takes.
+// Addresses are those of Tensor.data_ptr(). `given`: op, dtype, like and refuse of Call, the shape
+// of x, and what Torch takes.
 void* at(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
 Call call_of(const py::dict& given) {

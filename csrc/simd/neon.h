@@ -241,6 +241,7 @@ FUSEDOPS_INLINE Vd sums(const Vd (&r)[2]) { return {vpaddq_f64(r[0].v, r[1].v)};
 
 // A multiply-add takes one lane of a register for all: a register holds N factors.
 #define FUSEDOPS_LANE_FACTORS 1
+constexpr bool kLaneFactors = true;
 template <class V, int n>
 struct Factors {
   V v[(n + V::N - 1) / V::N];

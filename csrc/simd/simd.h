@@ -31,8 +31,9 @@
 //   sums(r)             lane i is the sum of all lanes of r[i], in a fixed order
 //   broadcast<V>(p)     all lanes *p, loaded once and held in a register
 //   factors<V, n>(p), factor<V>(f, i)  n values in memory, read at once where an instruction can
-//                       take one lane of a register for all; and the i-th of them, i known to the
-//                       compiler: an a of mul_add and of the dot products below, in all lanes
+//                       take one lane of a register for all (kLaneFactors); and the i-th of them,
+//                       i known to the compiler: an a of mul_add and of the dot products below, in
+//                       all lanes
 //   kVectorRegisters    that an instruction can name: 16 or 32
 //   kBf16Dot            whether there is a dot product of bf16 pairs, in Vec<float> lanes that hold
 //                       two bf16 each: load_pairs(p), load_pairs_n(p, n) (2N and the first n
@@ -110,6 +111,7 @@ FUSEDOPS_INLINE void prefetch_to_write(const void* p) {
 FUSEDOPS_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 #ifndef FUSEDOPS_LANE_FACTORS
+constexpr bool kLaneFactors = false;
 template <class V, int n, class T>
 FUSEDOPS_INLINE const T* factors(const T* p) {
   return p;

@@ -187,7 +187,7 @@ def verdict(times_faster: Quantiles, noise: float) -> Literal["faster", "slower"
 
 
 def slower(times_faster: Quantiles, noise: float) -> bool:
-    """Whether the one whose ratios these are loses beyond noise, which excuses only so much."""
+    """Whether the one whose ratios these are loses: for a gate, noise excuses only so much."""
     lost = times_faster.median * (1.0 + MOST_NOISE) < 1.0
     return lost or verdict(times_faster, noise) == "slower"
 

@@ -39,7 +39,8 @@ constexpr bool kIsF16<f16> = true;
 
 // Two 16-bit elements of k in a lane, x and w as they are stored. The dot product of bf16 takes
 // subnormal inputs and sums as zero: an error of at most 2^-126 times the other factor, which the
-// ops' contracts name. That of f16 is the same as widened, but for the order of few rows.
+// ops' contracts name. That of f16 is the same as widened, but for the order of few rows and of
+// narrow tiles.
 template <class T>
 struct Operands<T, true> {
   using V = Vec<compute_t<T>>;

@@ -105,11 +105,13 @@ FUSEDOPS_INLINE Ahead ahead_of(const NextBlock& next, int64_t tile, int64_t tile
   return ahead;
 }
 
-// Whether tiles read x where it lies: it passes by so few panels that a packed copy does not pay.
-// That hangs on n and the one tile of streamed_panels alone, and leaves a row's bits as they are.
+// Whether tiles read x where it lies: it passes by so few panels that a packed copy does not pay. A
+// row's bits are the same either way, so the number of rows may decide (streamed_panels takes up to
+// one tile of packed ones). Not for 16-bit values that are widened, nor for pairs of f16, which are
+// moved when they are packed; nor where a register takes the factors of several rows at once.
 constexpr int64_t kInPlacePanels = 16;
 template <class T>
-constexpr bool kReadsInPlace = !kWidenX<T> && !kIsF16<T>;
+constexpr bool kReadsInPlace = !kLaneFactors && !kWidenX<T> && !kIsF16<T>;
 template <class T>
 FUSEDOPS_INLINE bool in_place(const LinearArgs& a) {
   return kReadsInPlace<T> && a.n <= kInPlacePanels * kPanelColumns<T> && a.m > kTileRows;

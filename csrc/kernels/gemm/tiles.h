@@ -1,4 +1,4 @@
-// The micro-kernel: a tile of rows of x, packed step by step, times a block of a panel.
+// The micro-kernel: a tile of rows of x times a block of a panel.
 #pragma once
 #include "operands.h"
 
@@ -58,7 +58,8 @@ __attribute__((noinline)) void pack_tile(const T* x, int64_t ldx, int64_t rows, 
 
 constexpr int kUnrolled = 4;
 // Bytes of x fetched before their use: its tiles follow one another, and come from the last cache.
-constexpr int64_t kRowsAhead = 6144, kInPlaceAhead = 1024;
+constexpr int64_t kRowsAhead = 6144;
+constexpr int64_t kInPlaceAhead = 1024;  // of each row, where they lie apart
 
 // Memory that is read soon: `lines` of 64 bytes are asked for every kUnrolled steps, and after
 // `run` such times the walk goes on at the next row.
@@ -134,7 +135,7 @@ FUSEDOPS_INLINE auto half_step(const RowsInPlace<T>& r, compute_t<T> (&lanes)[Ro
 }
 
 // c[i][j] (+)= sum over steps of x[step][i] * panel[step][j], for the first `Vectors` of a panel.
-// The order of the additions depends on nothing but the steps and `from`.
+// The order of the additions depends on nothing but the steps, x.half, `Vectors` and `from`.
 template <class T, int Rows, int Vectors, Source from, class X, class P>
 __attribute__((noinline)) void tile(X x, int64_t steps, const P* panel, compute_t<T>* c, bool add,
                                     Ahead ahead) {
@@ -181,10 +182,14 @@ __attribute__((noinline)) void tile(X x, int64_t steps, const P* panel, compute_
     for (; s + kUnrolled <= whole; s += kUnrolled) {
       if constexpr (from == Source::cached) ask(ahead);
       if constexpr (X::kInPlace) {
+        // Some of the rows each time, all of them by the next line.
+        constexpr int turns = 64 / (kUnrolled * static_cast<int>(sizeof(compute_t<T>)));
+        constexpr int share = (Rows + turns - 1) / turns;
         const auto* later = x.x + kInPlaceAhead / static_cast<int64_t>(sizeof(T));
         if (later >= x.end) later += x.next;
+        later += s / kUnrolled % turns * share * x.ldx;
 #pragma GCC unroll 6
-        for (int i = 0; i < Rows; i++) prefetch(later + i * x.ldx);
+        for (int i = 0; i < share; i++) prefetch(later + i * x.ldx);
       } else if constexpr (from == Source::cached)
 #pragma GCC unroll 4
         for (int64_t l = 0; l < Rows * kUnrolled * static_cast<int64_t>(sizeof(*x.x)); l += 64)
