@@ -10,8 +10,7 @@ STAMPS := $(VENV)/.stamps
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
 # Two processes, for most tests use one core. Those of a file share what they build: they stay together.
-PYTEST := $(PY) -m pytest -n 2 --dist loadfile
-LONGEST := tests/test_mutants.py tests/test_kernels.py
+PYTEST := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export FUSEDOPS_WERROR := 1
 
 # What the extension is made of. Directories count too: a removed file must rebuild as well.
@@ -26,7 +25,7 @@ help: ## this list
 build: $(STAMPS)/installed ## create .venv, build the extension, install the package editable
 
 test: build $(STAMPS)/test $(STAMPS)/demo ## everything: the whole suite, then the fast lane on the audited wheel
-	$(PYTEST) --no-loadscope-reorder $(LONGEST) tests
+	$(PYTEST)
 	@bash scripts/test-wheel.sh
 
 test-fast: build $(STAMPS)/test ## all but the slow tests: three minutes

@@ -21,6 +21,8 @@ import fusedops  # noqa: E402
 
 lane.start()
 
+# Minutes each: where there are two processes, both begin with one.
+_LONGEST = ("test_mutants.py", "test_kernels.py")
 _LANES: dict[str, set[str]] = {"isa": set(), "dtype": set()}
 
 
@@ -61,6 +63,10 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
         yield name
         assert fusedops.isa.current() == name, "the test changed the instruction set"
     assert fusedops.isa.current() == before
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
 
 
 @pytest.hookimpl(wrapper=True)
