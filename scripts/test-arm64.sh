@@ -8,10 +8,10 @@ newest=$(.venv/bin/python -c 'import torch; print(torch.__version__.split("+")[0
 oldest=2.10.0
 # torch, CPU model, the rows that are tested there, and which tests of the kernels and ops: those of
 # the fast lane that compile nothing, or those of accuracy and opcheck. What is Python alone is the same
-# on every machine, and the row portable is tested on the other architecture. Packed and quantized
+# on every machine, so is what a call refuses, and the row portable is tested on the other architecture. Packed and quantized
 # layers are held by tests/kernels_test.cpp, for a tenth of the time.
 ops="not compile and not export and not prefill and not decode and not accuracy"
-ops+=" and not packed and not quantized"
+ops+=" and not packed and not quantized and not refused and not doctor"
 bars="(accuracy or opcheck) and not float32_sums and not deterministic_errs"
 runs=(
   "$newest max,sve=off,pauth=off neon_bf16 $ops"
