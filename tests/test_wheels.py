@@ -21,23 +21,17 @@ from typing import Any, NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HAVE_SOURCES = (ROOT / "scripts").is_dir()
-
-if HAVE_SOURCES:
-    sys.path.insert(0, str(ROOT / "scripts"))
-    import linux_wheel
-    import macho
-    import macos_wheel
+sys.path.insert(0, str(ROOT / "scripts"))
+import linux_wheel  # noqa: E402
+import macho  # noqa: E402
+import macos_wheel  # noqa: E402
 
 
 def missing(module: str) -> bool:
     return importlib.util.find_spec(module) is None
 
 
-pytestmark = [
-    pytest.mark.source,
-    pytest.mark.skipif(not HAVE_SOURCES, reason="needs the sources: no scripts/ beside tests/"),
-]
+pytestmark = pytest.mark.source
 zig = pytest.mark.skipif(missing("ziglang"), reason="needs ziglang: requirements/wheels.txt")
 
 
