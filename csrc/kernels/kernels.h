@@ -89,9 +89,10 @@ struct ProbeArgs {
   const char** unit;       // multiply-adds: what was executed
 };
 
-// How the kernels of one ISA cut a linear of this n and k. Two families: dots, for few rows or
-// columns, takes w as it lies; panels takes it transposed, packed ahead or as it goes, and x as it
-// lies or from linear_rows. A row's sums come in an order that is fixed within a family.
+// How the kernels of one ISA cut a linear: by n and k, and in_place by all m too. Two families:
+// dots, for few rows or columns, takes w as it lies; panels takes it transposed, packed ahead or as
+// it goes, and x as it lies or from linear_rows. A row's sums come in an order that is fixed within
+// a family.
 struct LinearShape {
   int64_t dot_columns, dot_row_bytes;    // columns of a task, scratch for each of its rows
   int64_t panel_columns;                 // of a task, and of a packed panel
@@ -107,7 +108,7 @@ struct LinearShape {
 struct LinearPart {
   int64_t row_begin, row_end, col_begin, col_end;
   void* scratch;     // aligned to 64
-  const void* rows;  // panels: all of x as linear_rows wrote it
+  const void* rows;  // panels, but in_place: all of x as linear_rows wrote it
   bool new_rows;     // dots: the task before in this scratch had other rows
 };
 

@@ -209,7 +209,7 @@ void share_rows(const LinearArgs& a, const LinearKernels& k, int64_t tiles, char
 
 }  // namespace
 
-// A pass is as many rows as have their packed copy in memory at once.
+// A pass is as many rows as have their packed copy in memory at once; all, where x is not packed.
 struct LinearSchedule {
   LinearKernels kernels;
   LinearShape shape;
