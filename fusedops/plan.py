@@ -67,7 +67,7 @@ def gelu_linear(
 
     Packs the weight for the ISA in use, which the plan goes on to use whatever ``fusedops.isa.use``
     chooses later; cuts the work; allocates the work memory. Takes as much memory as the weight,
-    and its work memory beside it.
+    and its work memory beside it, each in whole huge pages (2 MiB) from 256 KiB on.
 
     Args:
         weight: [N, K], any strides; float32, float16, bfloat16 or float64, on the CPU.

@@ -75,10 +75,32 @@ def test_a_bar_may_name_the_candidate_that_must_reach_it() -> None:
         (dataclasses.replace(bar("faster", 3.0, "eager"), candidate="packed"), ("ok", 4.0)),
     ):
         assert state(one, found) == expected
-        assert bars.candidates([Check("gelu_linear", one)], PEER_NAMES, "fusedops")[0] == "fusedops"
     assert best_other(found) == next(r for r in found.rows if r.candidate == "onednn")
     assert best_other(found, "packed") == best_other(found)
     assert best_other(found, "eager") == packed
+
+
+def test_only_what_bars_name_runs() -> None:
+    """What else ran would fill the caches; whoever is first is timed twice a round."""
+    ours, limit = Check("gelu_linear", bar("not slower", 1.0, "eager")), bar("limit", 0.9)
+    packed = Check("gelu_linear", dataclasses.replace(limit, candidate="packed"))
+    assert bars.candidates([packed], PEER_NAMES, "fusedops") == ["packed", "limit"]
+    both = bars.candidates([packed, ours], PEER_NAMES, "fusedops")
+    assert both == ["fusedops", "packed", "limit", "eager"]
+
+
+def test_limit_of_arithmetic_is_that_of_each_round() -> None:
+    found = measured()
+    rows = (row("fusedops", 1.0, {"limit": around(0.91)}, of_limit=0.8), row("limit", 0.91))
+    found = dataclasses.replace(found, rows=rows, calm=0.5)
+    assert state(bar("limit", 0.9), found) == ("ok", 0.91)
+    assert state(bar("limit", 0.95), found) == ("FAILED", 0.91)
+    checks = [Check("gelu_linear", bar("limit", bound)) for bound in (0.9, 0.95)]
+    for one in checks:
+        bars.figure(one, found, PEER_NAMES, "fusedops")
+    good, short = bars.text(checks).splitlines()[2:4]
+    assert "calm" not in good
+    assert "calm 50% of the time" in short
 
 
 def test_slower_within_the_noise_is_not_slower() -> None:
@@ -199,6 +221,18 @@ def test_many_rows_have_limit_bars(
         if (one.kind, one.shape, one.dtype, one.threads) == ("limit", shape, dtype, threads)
     ]
     assert found == [(0.85 if eased else bound, "given", "packed")]
+
+
+@pytest.mark.parametrize("shape", [f"small/{m}-rows-{k}" for m in (1, 4) for k in (768, 1024)])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_few_rows_have_limit_bars(shape: str, dtype: str) -> None:
+    """Of plans, and alone: in the caches are their weights and no one else's."""
+    case = ("limit", 0.85, "given", "plan", "")
+    assert case in {
+        (one.kind, one.bound, one.regime, one.candidate, one.against)
+        for one in SPECS["gelu_linear"].bars
+        if (one.shape, one.dtype) == (shape, dtype)
+    }
 
 
 @pytest.mark.parametrize("shape", MANY_ROWS)

@@ -408,6 +408,38 @@ def test_yardsticks_run(name: str, regime: str, monkeypatch: pytest.MonkeyPatch)
     assert result.rows[0].seconds.median > 0.0
 
 
+def test_limit_of_each_round_is_a_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slowing(Limits):
+        """Multiplies and adds at 1e9 a second, or so it seemed; each time a little slower."""
+
+        now = 1e9
+
+        def fma(self, dtype: str) -> float:
+            return 1e9
+
+        def multiply_adds(self, flops: int, dtype: str) -> float:
+            self.now *= 0.95
+            return flops / self.now
+
+    one = case(op="gelu_linear", shape="small/gelu_linear")
+    sample = SPECS["gelu_linear"].sample(one.shape)
+    arithmetic, memory = Slowing(sample.flops() / 1e9), Slowing(sample.flops() / 0.9e9)
+    monkeypatch.setattr(measure, "limits_of", lambda threads: arithmetic)
+    row = run([measure.limit_now(one)], one, sample)["limit"]
+    assert row.seconds.p20 > arithmetic.seconds
+    assert row.seconds.p80 > 1.1 * row.seconds.p20
+    monkeypatch.setattr(measure, "limits_of", lambda threads: memory)
+    absent = measured([measure.limit_now(one)], one, sample).absent
+    assert absent == {"limit": "memory is the limit"}
+
+
+def test_waiting_is_told(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Limits, "canary", lambda self: 0.5, raising=False)
+    entries = [entry("ours", clock, 0.1)]
+    assert measured(entries).calm is None
+    assert measured(entries, patience=1e-9).calm == 0.0
+
+
 # --- gradients ------------------------------------------------------------------------------------
 
 

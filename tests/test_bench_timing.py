@@ -98,10 +98,11 @@ def test_nothing_untimed_is_counted(clock: Clock) -> None:
         seconds=0.0,
         new_round=lambda i, last: spend("round"),
         evict=partial(spend, "evict"),
+        calm=partial(spend, "calm"),
         keep=lambda name, output: spend("keep"),
     )
     assert timed["a"].seconds == [0.25] * 7
-    assert events[-5:] == ["round", "prepare", "evict", "call", "keep"]
+    assert events[-6:] == ["round", "calm", "prepare", "evict", "call", "keep"]
 
 
 def test_batch_of_its_own_is_timed_as_a_whole(clock: Clock) -> None:

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bench_fakes import Clock
 from helpers import assert_refused
 
 import fusedops
 from fusedops import _C
 from fusedops.bench import info, limits
-from fusedops.bench.limits import Level, Limits, has_matrix_unit, levels
+from fusedops.bench.limits import Calm, Level, Limits, has_matrix_unit, levels
 from fusedops.bench.record import Limit, Regime
 
 BLOCK = 512  # bytes: what every probe works in
@@ -400,6 +401,58 @@ def test_threads_and_isa_are_set_and_restored(fails: bool, fake: FakeProbes) -> 
         before,
         fusedops.isa.supported()[0],
     )
+
+
+def test_canary_is_the_second_cache_as_a_share_of_its_best(fake: FakeProbes) -> None:
+    one = Limits(1)
+    assert one.canary() == 1.0
+    assert fake.asked[-1][:2] == ("read", 1 << 19)  # half of the second cache
+    fake.rate["read"] = 40.0
+    assert one.canary() == pytest.approx(0.8)
+    fake.rate["read"] = 80.0
+    assert one.canary() == 1.0
+    fake.rate["read"] = 60.0
+    assert one.canary() == pytest.approx(0.75)
+
+
+def test_multiply_adds_are_those_of_now(fake: FakeProbes) -> None:
+    one = Limits(1)
+    assert one.fma("f32") == 1000.0
+    fake.rate["fma"] = 500.0
+    assert one.multiply_adds(10**6, "f16") == 2000.0
+    assert one.fma("f32") == 1000.0
+
+
+@pytest.mark.parametrize(
+    ("canaries", "patience", "asked", "share"),
+    [
+        ([1.0, 1.0], 1.0, 2, 1.0),
+        ([0.5, 0.5, 1.0, 1.0], 10.0, 4, 1.0),  # it waits
+        ([0.5, 0.5, 1.0], 1.5, 3, 0.5),  # the first uses the patience up
+        ([0.5, 0.5], 0.0, 2, 0.0),
+    ],
+)
+def test_measurements_wait_for_calm(
+    canaries: list[float],
+    patience: float,
+    asked: int,
+    share: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each canary takes a second."""
+    clock, left = Clock(), list(canaries)
+
+    class Scripted(Limits):
+        def canary(self) -> float:
+            clock.spend(1.0)
+            return left.pop(0)
+
+    monkeypatch.setattr(limits, "perf_counter", clock)
+    calm = Calm(Scripted(1), patience)
+    calm.wait()
+    calm.wait()
+    assert len(canaries) - len(left) == asked
+    assert calm.share == share
 
 
 def test_table_names_every_limit(fake: FakeProbes) -> None:

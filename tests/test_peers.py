@@ -91,6 +91,7 @@ FAST = (
     *grid(["fusedops"], ["linear", "gelu"], ["fresh"], DTYPES),
     *grid(["packed"], ["gelu_linear"], ["fresh", "given"], DTYPES),
     *grid(["packed"], ["linear"], ["fresh"], DTYPES),
+    *grid(["plan"], ["gelu_linear"], ["fresh", "given"], DTYPES),
     *grid(["eager"], [*ROPES, "gelu"], OUTPUTS, DTYPES),
     *grid(["eager"], LINEARS, ["fresh", "given"], DTYPES),
     *grid(["numpy"], ROPES, OUTPUTS, HALF),
@@ -271,7 +272,8 @@ def test_a_given_tensor_is_written_and_nothing_else() -> None:
 
 def test_peers_are_in_the_order_of_tables() -> None:
     assert list(PEERS) == [
-        *("fusedops", "packed", "eager", "compile", "compile-freezing", "compile-autotune"),
+        *("fusedops", "packed", "plan"),
+        *("eager", "compile", "compile-freezing", "compile-autotune"),
         *("onednn", "onednn-plain", "onnxruntime", "openvino", "jax", "numpy"),
     ]
     assert tuple(PEERS)[: len(OURS)] == OURS

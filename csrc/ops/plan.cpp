@@ -34,9 +34,9 @@ struct LinearPlan::State {
   State(const LinearArgs& given, DType type, int threads)
       : args(contiguous(given)),
         schedule(schedule_packed(args, type, threads)),
-        panels(allocate(op, packed_bytes(*schedule, args))),
+        panels(allocate_kept(op, packed_bytes(*schedule, args))),
         bias(copy(op, args.bias, args.bias ? args.n * size_of(type) : 0)),
-        memory(allocate(op, work_bytes(*schedule))),
+        memory(allocate_kept(op, work_bytes(*schedule))),
         x_bytes(args.m * args.k * size_of(type)),
         y_bytes(args.m * args.n * size_of(type)) {
     if (args.n * args.k > 0) run_pack(*schedule, args, panels.get());

@@ -2,6 +2,8 @@
 
 Bars on one shape, dtype, regime and number of threads share one interleaved run. A figure within a
 tenth of its bound is taken up to twice more and the median counts: machines have slow phases.
+Measurements wait for calm moments, ``PATIENCE`` seconds in a run: what a neighbour takes is not the
+kernel's to give. A share of the arithmetic's limit is taken within each round.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 
 from fusedops.bench.counts import Counts, counts
+from fusedops.bench.measure import LIMIT
 from fusedops.bench.record import Case, Regime, Result, Row
 from fusedops.bench.report import digits, table
 from fusedops.bench.timing import slower
@@ -22,6 +25,7 @@ __all__ = ["Check", "candidates", "check", "figure", "grouped", "holds", "text"]
 
 NEAR = 0.1  # of its bound: a figure this near is taken again
 AGAIN = 2  # times at most
+PATIENCE = 3.0  # seconds
 NOT_SLOWER = "not slower"
 AT_MOST = ("time", "counted", "us")  # kinds of bars whose figures must stay below the bound
 
@@ -36,6 +40,7 @@ class Check:
     verdicts: list[bool] = field(default_factory=list)
     fault: str | None = None  # of the subject: whatever its figure, the bar does not hold
     reason: str | None = None
+    calm: list[float] = field(default_factory=list)  # of each figure: Result.calm
     counted: Counts | None = None  # what the bound was made of
 
     @property
@@ -98,11 +103,14 @@ def _check(op: str, bar: Bar, isa: str) -> Check:
 
 
 def candidates(checks: Sequence[Check], every: Sequence[str], subject: str) -> list[str]:
-    """What has to run for these bars, the subject first; ``every`` is what "best" means."""
-    names = [subject]
+    """What has to run for these bars, the subject or whoever stands for it first.
+
+    Nothing else does: the caches are theirs. ``every`` is what "best" means.
+    """
+    names = {subject: None} if any(not one.bar.candidate for one in checks) else {}
     for one in checks:
-        names += [one.bar.candidate or subject, *_against(one.bar, every)]
-    return list(dict.fromkeys(names))
+        names |= dict.fromkeys([one.bar.candidate or subject, *_against(one.bar, every)])
+    return list(names)
 
 
 def check(
@@ -124,6 +132,7 @@ def figure(one: Check, result: Result, every: Sequence[str], subject: str) -> No
     """Add to a check what a measurement of its case says."""
     rows = {row.candidate: row for row in result.rows}
     subject = one.bar.candidate or subject
+    one.calm += [] if result.calm is None else [result.calm]
     own = rows.get(subject)
     if own is None:
         one.reason = result.absent.get(subject, "it did not run")
@@ -137,6 +146,8 @@ def figure(one: Check, result: Result, every: Sequence[str], subject: str) -> No
         return
     if kind == "us":
         one.figures.append(1e6 * own.seconds.median)
+    elif kind == "limit" and LIMIT in own.times_faster:
+        one.figures.append(own.times_faster[LIMIT].median)
     elif kind == "limit":
         # The limit is the best that was seen of the machine: so is what is held against it.
         one.figures.append(own.of_limit * own.seconds.median / max(own.seconds.p20, 1e-12))
@@ -173,8 +184,10 @@ def text(checks: Sequence[Check]) -> str:
 
 
 def _against(bar: Bar, every: Sequence[str]) -> list[str]:
-    if bar.kind in ("us", "limit"):
+    if bar.kind == "us":
         return []
+    if bar.kind == "limit":
+        return [LIMIT]
     return list(every) if bar.against == "best" else bar.against.split(",")
 
 
@@ -223,4 +236,6 @@ def _remarks(one: Check) -> str:
     elif len(one.figures) > 1:
         figures = ", ".join(digits(v) for v in one.figures)
         parts.append(f"median of {len(one.figures)} runs: {figures}")
+    if one.calm and one.state == "FAILED":
+        parts.append(f"calm {100 * statistics.mean(one.calm):.0f}% of the time")
     return "; ".join(parts)

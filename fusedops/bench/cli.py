@@ -202,6 +202,7 @@ def _measured(
     subject: str,
     recording: bool,
     status: Callable[[str], None],
+    patience: float = 0.0,
 ) -> Result:
     return measure.measure(
         case,
@@ -209,6 +210,7 @@ def _measured(
         subject=subject,
         sample=sample,
         seconds=plan.seconds,
+        patience=patience,
         noise=plan.noise,
         recording=recording,
         status=status,
@@ -275,11 +277,13 @@ def _bars(glob: str, plan: Plan, session: Session) -> int:
     for case, checks in groups.items():
         session.progress.begin(_title(case))
         names = bars.candidates(checks, every, subject)
-        entries = [plan.subject, *(_entry(name) for name in names if name != subject)]
+        own = {subject: plan.subject, measure.LIMIT: measure.limit_now(case)}
+        entries = [own.get(name) or _entry(name) for name in names]
         last: list[Result] = []
 
         def once(case: Case = case, entries: list[Entry] = entries) -> Result:
-            result = _measured(plan, case, None, entries, subject, False, session.progress.status)
+            first, told = entries[0].name, session.progress.status
+            result = _measured(plan, case, None, entries, first, False, told, bars.PATIENCE)
             last[:] = [result]  # noqa: B023 - used before the next turn
             return result
 

@@ -24,10 +24,11 @@ from fusedops import _C
 from fusedops.bench.record import Limit, Regime
 from fusedops.testing import synchronize
 
-__all__ = ["DeviceLimits", "Level", "Limits", "has_matrix_unit", "levels"]
+__all__ = ["Calm", "DeviceLimits", "Level", "Limits", "has_matrix_unit", "levels"]
 
 UNITS = {"f16": "f32", "f32": "f32", "f64": "f64", "bf16": "bf16", "int8": "int8"}
 _FIRST, _AGAIN = 5, 2  # repeats of a probe
+CALM = 0.9  # of the best that the canary was seen to do
 
 
 class Level(NamedTuple):
@@ -157,6 +158,24 @@ class Limits:
             return Limit(0.0, "there is nothing to do")
         return max(candidates, key=lambda limit: limit.seconds)
 
+    def multiply_adds(self, flops: int, dtype: str) -> float:
+        """Seconds that so many operations take on registers now, not at the best that was seen."""
+        with self._conditions():
+            return flops / _C.probe_fma(UNITS[dtype])
+
+    def canary(self) -> float:
+        """How fast all threads read the second cache now, as a share of the best that was seen.
+
+        A neighbour on the same core or cache shows here, and not in multiply-adds on registers.
+        """
+        size = levels(self.threads)[:2][-1].bytes
+        best = self.read(size)
+        with self._conditions():
+            now = _C.probe_read(size, 1, False)
+        key = self._key("read", size)
+        _seen[key] = max(_seen.get(key, 0.0), now)
+        return now / max(best, now)
+
     def table(self) -> dict[str, float]:
         """Every limit by name ("read L1", "copy DRAM", "fma f32"): bytes/s or operations/s."""
         memory = levels(self.threads)
@@ -228,6 +247,34 @@ class Limits:
                 yield
             finally:
                 torch.set_num_threads(before)
+
+
+class Calm:
+    """Puts a measurement off while the machine is slower than it was at its best.
+
+    Args:
+        limits: whose canary tells.
+        patience: seconds of waiting altogether; then measurements begin whatever it says.
+    """
+
+    def __init__(self, limits: Limits, patience: float) -> None:
+        self._limits, self._left = limits, patience
+        self._calm = self._asked = 0
+
+    def wait(self) -> None:
+        """Return at once where it is calm or the patience has gone."""
+        began = perf_counter()
+        calm = self._limits.canary() >= CALM
+        while not calm and perf_counter() - began < self._left:
+            calm = self._limits.canary() >= CALM
+        self._left -= perf_counter() - began
+        self._calm += calm
+        self._asked += 1
+
+    @property
+    def share(self) -> float:
+        """Of the measurements, those that began in a calm moment."""
+        return self._calm / max(self._asked, 1)
 
 
 class DeviceLimits:

@@ -22,7 +22,7 @@ import fusedops
 from fusedops import _C
 from fusedops.bench import timing
 from fusedops.bench.gradients import GradientJudge
-from fusedops.bench.limits import DeviceLimits, Limits, has_matrix_unit
+from fusedops.bench.limits import Calm, DeviceLimits, Limits, has_matrix_unit
 from fusedops.bench.peers.peer import Peer, Unsupported, main_inputs
 from fusedops.bench.record import DEVICES, Case, Limit, Quantiles, Regime, Result, Row
 from fusedops.bench.timing import TWIN, Candidate, Timed
@@ -42,6 +42,7 @@ __all__ = [
 
 NOISE, QUICK_NOISE = 0.05, 0.10  # what two runs may differ by at the least
 TOO_FAST = 10.0  # times faster than the best other candidate: refused until explained
+LIMIT = "limit"  # the yardstick that limit_now makes
 FAILED = "it failed"  # begins the reason of a candidate that raised
 MATMULS = ("linear", "gelu_linear", "gelu_linear_quantized")
 SOME_ROWS = 64  # checked of a large matmul, the first and the last among them
@@ -139,6 +140,7 @@ def measure(
     subject: str = "fusedops",
     sample: Sample | None = None,
     seconds: float = 1.0,
+    patience: float = 0.0,
     noise: float = NOISE,
     recording: bool = False,
     status: Callable[[str], None] = lambda text: None,
@@ -151,6 +153,7 @@ def measure(
         subject: the one that is timed twice a round, which tells how large the noise is.
         sample: what the case runs.
         seconds: of timing; warm-up, compilation and verification come on top.
+        patience: seconds to spend on waiting for moments in which the machine is at its best.
         noise: the least that is taken for a difference, as a fraction.
         recording: run the forward pass with gradients enabled, as a user who forgot no_grad does.
         status: told what is happening.
@@ -163,7 +166,8 @@ def measure(
         own = next((e.device for e in here if e.name == subject), next(iter(devices)))
         limits = {device: _limit(device, spec, sample, case) for device in devices}
         run = _Run(spec, sample, case)
-        timed = run.time(entries, subject, seconds, status)
+        calm = Calm(limits_of(case.threads), patience) if patience > 0.0 else None
+        timed = run.time(entries, subject, seconds, calm, status)
         for device, limit in limits.items():
             again = _limit(device, spec, sample, case)
             limits[device] = min(limit, again, key=lambda one: one.seconds)
@@ -182,7 +186,24 @@ def measure(
         noise=noise,
         rows=tuple(_plausible(rows, entries, case, noise)),
         absent=run.absent,
+        calm=None if calm is None else calm.share,
     )
+
+
+def limit_now(case: Case) -> Entry:
+    """A yardstick: the limit of a case as it is in each round, where that is its arithmetic.
+
+    That of memory is none: a probe of so many bytes would take their place in the caches.
+    """
+    sample = SPECS[case.op].sample(case.shape)
+
+    def build(spec: OpSpec, call: Call, regime: Regime) -> Candidate:
+        limits, flops, dtype = limits_of(case.threads), sample.flops(), _arithmetic(sample, case)
+        if _limit("cpu", spec, sample, case).seconds > flops / limits.fma(dtype):
+            raise Unsupported("memory is the limit")
+        return Candidate(lambda: None, seconds=lambda: limits.multiply_adds(flops, dtype))
+
+    return Entry(LIMIT, build, yardstick=True, note="a yardstick")
 
 
 @lru_cache
@@ -299,6 +320,7 @@ class _Run:
         entries: Sequence[Entry],
         subject: str,
         seconds: float,
+        calm: Calm | None,
         status: Callable[[str], None],
     ) -> dict[str, Timed]:
         """All entries that can run, in interleaved rounds; fills absent and faults."""
@@ -353,6 +375,7 @@ class _Run:
             seconds=seconds,
             new_round=new_round,
             evict=timing.evictor(_C.last_cache_bytes()) if cold else None,
+            calm=(lambda: None) if calm is None else calm.wait,
             keep=keep,
             before_first=before_first,
             after_first=check,
@@ -552,8 +575,13 @@ def _limit(device: str, spec: OpSpec, sample: Sample, case: Case) -> Limit:
     written, flops = sample.bytes_written(dtype), sample.flops()
     read = sample.bytes_moved(dtype) - written
     matmul = case.op in MATMULS
-    arithmetic = getattr(sample, "arithmetic", case.dtype)  # of a quantized layer, not its input's
+    arithmetic = _arithmetic(sample, case)
     return limits.for_work(read, written, flops, arithmetic, case.regime, matmul=matmul)
+
+
+def _arithmetic(sample: Sample, case: Case) -> str:
+    """The dtype that is multiplied: of a quantized layer, not its input's."""
+    return getattr(sample, "arithmetic", case.dtype)
 
 
 @contextmanager

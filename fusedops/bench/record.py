@@ -172,6 +172,7 @@ class Result:
     noise: float  # relative; below it nothing is a difference
     rows: tuple[Row, ...]
     absent: dict[str, str] = field(default_factory=dict)  # candidate: reason
+    calm: float | None = None  # share of measurements begun with the machine at its best
 
 
 @dataclass(frozen=True)

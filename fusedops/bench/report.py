@@ -29,9 +29,9 @@ __all__ = [
 BASELINE = "eager"
 UNITS = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
 # Timed beside the candidates, but no rival of any of them: see best_other.
-YARDSTICKS = frozenset({"copy", "fresh_copy", "two_calls", "unfused", "linear", "kernel"})
+YARDSTICKS = frozenset({"copy", "fresh_copy", "two_calls", "unfused", "linear", "kernel", "limit"})
 # The peers that are ours; none is a rival of another, for a user has to ask for a packed weight.
-OURS = ("fusedops", "packed")
+OURS = ("fusedops", "packed", "plan")
 LEVELS = ("L1", "L2", "L3", "L4", "DRAM")
 FAR = 0.7  # of the limit; below it a row counts as far from it
 CALL = 1e-5  # seconds; a limit below it says nothing, the price of the call does

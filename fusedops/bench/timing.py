@@ -76,6 +76,7 @@ def interleaved(
     most: int = 100,
     new_round: Callable[[int, bool], None] = lambda round, last: None,
     evict: Callable[[], None] | None = None,
+    calm: Callable[[], None] = lambda: None,
     keep: Callable[[str, Any], Any] = lambda name, output: output,
     before_first: Callable[[str], None] = lambda name: None,
     after_first: Callable[[str], None] = lambda name: None,
@@ -95,6 +96,7 @@ def interleaved(
         new_round: called before each round, untimed, with its number and whether it is the last: it
             changes the inputs.
         evict: called before each timed call, untimed: it empties the caches.
+        calm: called before each measurement, untimed: it may wait for a better moment.
         keep: called with the candidate's name and its outputs of the last round right after the
             clock stopped; returns what is kept of them.
         before_first: called with the name of a candidate before its first call.
@@ -132,6 +134,7 @@ def interleaved(
             new_round(i, i == rounds - 1)
             for name in order(names, i):
                 timed[name].output = None  # its memory is free again, as in a user's loop
+                calm()
                 elapsed, output = _measured(runs[name], calls, settles[name], evict)
                 timed[name].seconds.append(elapsed)
                 if i == rounds - 1:

@@ -12,8 +12,8 @@ FUSEDOPS_INLINE void expect(const LinearArgs& a, int64_t row0, int64_t rows, int
                             int64_t cols) {
   for (int64_t i = 0; i < rows; i++) {
     const char* y = reinterpret_cast<const char*>(static_cast<T*>(a.y) + (row0 + i) * a.ldy + col0);
-    for (int64_t b = 0; b < cols * static_cast<int64_t>(sizeof(T)); b += 64)
-      prefetch_to_write(y + b);
+    const char* end = y + cols * static_cast<int64_t>(sizeof(T));
+    for (y -= reinterpret_cast<uintptr_t>(y) % 64; y < end; y += 64) prefetch_to_write(y);
   }
 }
 
@@ -43,17 +43,35 @@ FUSEDOPS_INLINE void finish_row(const Act& act, const S* c, const T* bias, T* y,
   store_n(y + j, act.value(v), n);
 }
 
+// The same for rows that are ldc, ldy and ldz apart.
+template <class T, class S, class Act>
+__attribute__((noinline)) void finish_rows(Act act, const S* c, int64_t ldc, const T* bias, T* y,
+                                           int64_t ldy, T* z, int64_t ldz, int64_t rows,
+                                           int64_t cols) {
+  if constexpr (kTogether<T> > 1) {
+    using W = Many<Vec<compute_t<T>>, kVectorRegisters / 8>;
+    if (cols == W::N && !z) {  // a loop so short keeps its constants
+      for (int64_t i = 0; i < rows; i++) {
+        W v = load<W>(c + i * ldc);
+        if (bias) v = v + load<W>(bias);
+        store(y + i * ldy, act.value(v));
+      }
+      return;
+    }
+  }
+  for (int64_t i = 0; i < rows; i++)
+    finish_row<T>(act, c + i * ldc, bias, y + i * ldy, z ? z + i * ldz : nullptr, cols);
+}
+
 // y[row0 + i][col0 + j] = act(c[i][j] + bias[col0 + j]); rows of c are `ldc` apart.
 template <class T, class S>
-__attribute__((noinline)) void finish(const LinearArgs& a, const S* c, int64_t ldc, int64_t row0,
-                                      int64_t rows, int64_t col0, int64_t cols) {
+FUSEDOPS_INLINE void finish(const LinearArgs& a, const S* c, int64_t ldc, int64_t row0,
+                            int64_t rows, int64_t col0, int64_t cols) {
   const T* bias = a.bias ? static_cast<const T*>(a.bias) + col0 : nullptr;
-  with_activation<T>(a.act, [&](auto act) {
-    for (int64_t i = 0; i < rows; i++) {
-      T* y = static_cast<T*>(a.y) + (row0 + i) * a.ldy + col0;
-      T* z = a.z ? static_cast<T*>(a.z) + (row0 + i) * a.ldz + col0 : nullptr;
-      finish_row<T>(act, c + i * ldc, bias, y, z, cols);
-    }
+  T* y = static_cast<T*>(a.y) + row0 * a.ldy + col0;
+  T* z = a.z ? static_cast<T*>(a.z) + row0 * a.ldz + col0 : nullptr;
+  with_activation<T>(a.act, [&](auto act) __attribute__((always_inline)) {
+    finish_rows<T>(act, c, ldc, bias, y, a.ldy, z, a.ldz, rows, cols);
   });
 }
 

@@ -1,4 +1,4 @@
-"""What is ours: peer ``fusedops``, the public op, and ``packed``, the op on a packed weight.
+"""What is ours: ``fusedops``, the public op; ``packed``, it on a packed weight; ``plan``.
 
 A regime picks ``out=``, or the in-place twin where the op has one.
 """
@@ -12,6 +12,7 @@ import fusedops
 from fusedops.bench.peers.compiled import compiled_loop
 from fusedops.bench.peers.peer import Peer, Thunk, always, destinations, refuse
 from fusedops.bench.record import Regime
+from fusedops.ladder.cpp import prepare_gelu_linear, prepare_rope
 from fusedops.testing import Call, OpSpec
 
 __all__ = ["PEERS"]
@@ -48,6 +49,19 @@ def _build_packed(spec: OpSpec, call: Call, regime: Regime) -> Thunk:
     return functools.partial(function, out=targets[0])
 
 
+def _build_plan(spec: OpSpec, call: Call, regime: Regime) -> Thunk:
+    refuse(spec.name not in ("rope", "gelu_linear"), f"there is no plan of {spec.name}")
+    refuse(regime.work != "forward", "a plan has no gradient")
+    x = call.args[0]
+    assert x is not None
+    refuse(not x.is_contiguous(), "a plan takes a contiguous input")
+    prepare = prepare_rope if spec.name == "rope" else prepare_gelu_linear
+    planned = prepare(*call.args, **call.kwargs)  # type: ignore[arg-type]
+    if regime.output == "fresh":
+        return planned
+    return functools.partial(planned, *destinations(spec, call, regime))
+
+
 PEERS = (
     Peer(
         "fusedops",
@@ -63,6 +77,13 @@ PEERS = (
         "the op of this package on a weight from pack_linear",
         False,
         _build_packed,
+        always,
+    ),
+    Peer(
+        "plan",
+        "fusedops.plan: its shape, weights and work memory are fixed",
+        False,
+        _build_plan,
         always,
     ),
 )
