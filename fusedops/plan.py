@@ -47,6 +47,7 @@ _TOOLS: dict[str, Any] = {
     "is_inference_mode_enabled": torch.is_inference_mode_enabled,
     "transform_level": transform_level,
     "tracing_state": torch._C._get_tracing_state,  # of torch.jit.trace
+    "mode_count": torch._C._len_torch_dispatch_stack,
     "proxy_mode": proxy_mode,
     "is_before_dispatch": is_before_dispatch,
     "empty_like": torch.empty_like,

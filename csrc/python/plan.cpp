@@ -5,6 +5,7 @@
 
 #include <ATen/dlpack.h>  // plain C, nothing of torch
 #include <pybind11/stl.h>
+#include <structmember.h>
 
 #include <algorithm>
 #include <array>
@@ -34,6 +35,9 @@ py::object method(py::handle t, py::handle name) {
   return own(PyObject_CallMethodNoArgs(t.ptr(), name.ptr()));
 }
 py::object call(py::handle f) { return own(PyObject_CallNoArgs(f.ptr())); }
+py::object call(py::handle f, py::handle argument) {
+  return argument ? own(PyObject_CallOneArg(f.ptr(), argument.ptr())) : py::object();
+}
 
 py::str interned(const char* name) {
   return py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name));
@@ -49,6 +53,7 @@ struct Torch {
         is_inference_mode_enabled(tools["is_inference_mode_enabled"]),
         transform_level(tools["transform_level"]),
         tracing_state(tools["tracing_state"]),
+        mode_count(tools["mode_count"]),
         proxy_mode(tools["proxy_mode"]),
         is_before_dispatch(tools["is_before_dispatch"]),
         empty_like(tools["empty_like"]),
@@ -66,8 +71,8 @@ struct Torch {
 
   py::object Tensor, Parameter;
   py::dict forward_ad;  // of that module
-  py::object is_grad_enabled, is_inference_mode_enabled, transform_level, tracing_state, proxy_mode;
-  py::object is_before_dispatch, empty_like, count_write;
+  py::object is_grad_enabled, is_inference_mode_enabled, transform_level, tracing_state;
+  py::object mode_count, proxy_mode, is_before_dispatch, empty_like, count_write;
   const DLPackExchangeAPI* dlpack;
 
   py::str is_neg = interned("is_neg"), is_inference = interned("is_inference"),
@@ -82,10 +87,16 @@ struct Torch {
     return attribute(t, requires_grad).ptr() != Py_False && call(is_grad_enabled).ptr() != Py_False;
   }
 
+  // To count all modes is quicker than to look for one, and there are none as a rule.
+  bool has_proxy_mode() const {
+    const py::object count = call(mode_count);
+    return !(count && PyLong_AsLong(count.ptr()) == 0) && call(proxy_mode).ptr() != Py_None;
+  }
+
   // No graph is being recorded, and no torch.func transform and no forward-mode level is open.
   bool is_alone() const {
     PyObject* level = PyDict_GetItemWithError(forward_ad.ptr(), current_level.ptr());  // borrowed
-    return call(tracing_state).ptr() == Py_None && call(proxy_mode).ptr() == Py_None &&
+    return call(tracing_state).ptr() == Py_None && !has_proxy_mode() &&
            call(is_before_dispatch).ptr() == Py_False && call(transform_level).ptr() == Py_None &&
            level && PyLong_AsLong(level) == -1;
   }
@@ -172,7 +183,7 @@ struct Call {
   }
 
   py::object into_fresh(py::handle x, int64_t offset) const {
-    py::object y = own(PyObject_CallOneArg(torch.empty_like.ptr(), like.ptr()));
+    py::object y = call(torch.empty_like, like);
     if (!y) throw py::error_already_set();
     if (!torch.is_tensor(y))
       fail(op.c_str(), "a plan must not be called under a mode that makes other tensors but got ",
@@ -189,35 +200,37 @@ struct Call {
            "out, an inference tensor, must be written inside inference_mode but got a call "
            "outside it");
     execute(x, "out", out, false, offset);
-    if (counts) torch.count_write(py::make_tuple(out));
+    if (counts && !call(torch.count_write, own(PyTuple_Pack(1, out.ptr()))))
+      throw py::error_already_set();
     return py::reinterpret_borrow<py::object>(out);
   }
 };
 
 struct PlanObject {
   PyObject_HEAD Call* call;
+  vectorcallfunc vectorcall;
 };
 
-// x, out and offset out of (args, kwargs); those not given stay None.
-void parse(const Call& plan, PyObject* args, PyObject* kwargs, std::array<PyObject*, 3>& values) {
-  const Py_ssize_t n = PyTuple_GET_SIZE(args);
+// x, out and offset out of n positional arguments and, behind them, those of `names`; those not
+// given stay None.
+void parse(const Call& plan, PyObject* const* args, Py_ssize_t n, PyObject* names,
+           std::array<PyObject*, 3>& values) {
   if (n > 2) throw py::type_error("a plan takes x and out by position");
-  for (Py_ssize_t i = 0; i < n; i++) values[static_cast<size_t>(i)] = PyTuple_GET_ITEM(args, i);
-  PyObject *name = nullptr, *value = nullptr;
-  for (Py_ssize_t at = 0; kwargs && PyDict_Next(kwargs, &at, &name, &value);) {
-    const std::string key = py::cast<std::string>(name);
+  std::copy(args, args + n, values.begin());
+  for (Py_ssize_t at = 0; names && at < PyTuple_GET_SIZE(names); at++) {
+    const std::string key = py::cast<std::string>(PyTuple_GET_ITEM(names, at));
     const int i = key == "x" ? 0 : key == "out" ? 1 : key == "offset" && plan.takes_offset ? 2 : -1;
     if (i < 0) throw py::type_error("a plan of this kind takes no argument " + key);
     if (i < n) throw py::type_error("a plan takes one value of " + key);
-    values[static_cast<size_t>(i)] = value;
+    values[static_cast<size_t>(i)] = args[n + at];
   }
 }
 
-PyObject* call_plan(PyObject* self, PyObject* args, PyObject* kwargs) {
+PyObject* call_plan(PyObject* self, PyObject* const* args, size_t count, PyObject* names) {
   try {
     const Call& plan = *reinterpret_cast<PlanObject*>(self)->call;
     std::array<PyObject*, 3> values = {Py_None, Py_None, Py_None};
-    parse(plan, args, kwargs, values);
+    parse(plan, args, PyVectorcall_NARGS(count), names, values);
     const py::handle x = values[0], out = values[1];
     int64_t offset = plan.usual_offset;
     if (values[2] != Py_None) offset = PyLong_AsLongLong(values[2]);
@@ -263,15 +276,20 @@ void* slot(F* f) {
 
 // A type of our own: a call through pybind11 takes longer than the kernel of a small layer.
 PyTypeObject* plan_type() {
+  static PyMemberDef members[] = {
+      {"__vectorcalloffset__", T_PYSSIZET, offsetof(PlanObject, vectorcall), READONLY, nullptr},
+      {nullptr, 0, 0, 0, nullptr}};
   static PyType_Slot slots[] = {
-      {Py_tp_call, slot(&call_plan)},
+      {Py_tp_call, slot(&PyVectorcall_Call)},
+      {Py_tp_members, members},
       {Py_tp_dealloc, slot(&delete_plan)},
       {Py_tp_methods, plan_methods},
       {Py_tp_doc,
        const_cast<char*>("What fusedops.plan makes; fusedops.plan says how to call it.")},
       {0, nullptr}};
-  static PyType_Spec spec = {"fusedops._C.Plan", sizeof(PlanObject), 0,
-                             Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
+  static PyType_Spec spec = {
+      "fusedops._C.Plan", sizeof(PlanObject), 0,
+      Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_HAVE_VECTORCALL, slots};
   static PyObject* type = PyType_FromSpec(&spec);
   if (!type) throw py::error_already_set();
   return reinterpret_cast<PyTypeObject*>(type);
@@ -281,6 +299,7 @@ py::object object_of(Call&& call) {
   PlanObject* self = PyObject_New(PlanObject, plan_type());
   if (!self) throw py::error_already_set();
   self->call = new Call(std::move(call));
+  self->vectorcall = &call_plan;
   return own(reinterpret_cast<PyObject*>(self));
 }
 
