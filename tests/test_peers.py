@@ -92,6 +92,7 @@ FAST = (
     *grid(["packed"], ["gelu_linear"], ["fresh", "given"], DTYPES),
     *grid(["packed"], ["linear"], ["fresh"], DTYPES),
     *grid(["plan"], ["gelu_linear"], ["fresh", "given"], DTYPES),
+    *grid(["plan"], ["rope"], OUTPUTS, DTYPES),
     *grid(["eager"], [*ROPES, "gelu"], OUTPUTS, DTYPES),
     *grid(["eager"], LINEARS, ["fresh", "given"], DTYPES),
     *grid(["numpy"], ROPES, OUTPUTS, HALF),

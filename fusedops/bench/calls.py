@@ -57,14 +57,7 @@ def cases(threads: int, isa: str) -> Iterator[Calls]:
         Entry("numpy", _rope_numpy, note="fusedops._C.rope", read=_tensor),
         Entry("numpy", _gelu_linear_numpy, note="fusedops._C.gelu_linear", read=_tensor),
     )
-    plan_rope, plan_gelu = "fusedops.plan.rope", "fusedops.plan.gelu_linear"
-    plans = (
-        (Entry("plan", _rope_plan, note=plan_rope), Entry("plan_out", _rope_plan_out)),
-        (
-            Entry("plan", _gelu_linear_plan, note=plan_gelu),
-            Entry("plan_out", _gelu_linear_plan_out),
-        ),
-    )
+    plans = Entry.of(PEERS["plan"]), Entry("plan_out", _plan_out)
     kept = (
         Entry("packed", _packed, note="fusedops.pack_linear"),
         Entry("module", _module, note="fusedops.nn.GELULinear"),
@@ -75,8 +68,8 @@ def cases(threads: int, isa: str) -> Iterator[Calls]:
         Entry("kernel", _gelu_linear_kernel, yardstick=True, note="the plan in a C++ loop"),
     )
     for op, sample, special in (
-        ("rope", rope, (direct[0], in_place, arrays[0], *plans[0], kernels[0])),
-        ("gelu_linear", TINY, (direct[1], arrays[1], *plans[1], kernels[1], *kept)),
+        ("rope", rope, (direct[0], in_place, arrays[0], *plans, kernels[0])),
+        ("gelu_linear", TINY, (direct[1], arrays[1], *plans, kernels[1], *kept)),
     ):
         entries = (
             Entry(SUBJECT, _public, note=f"fusedops.{op}"),
@@ -153,22 +146,8 @@ def _gelu_linear_op(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], An
     )
 
 
-def _rope_plan(spec: OpSpec, call: Call, regime: Regime) -> Callable[..., Any]:
-    return prepare_rope(*call.args, **call.kwargs)  # type: ignore[arg-type]
-
-
-def _gelu_linear_plan(spec: OpSpec, call: Call, regime: Regime) -> Callable[..., Any]:
-    return prepare_gelu_linear(*call.args, **call.kwargs)  # type: ignore[arg-type]
-
-
-def _rope_plan_out(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
-    (out,) = warm_outputs(spec, call)
-    return functools.partial(_rope_plan(spec, call, regime), out)
-
-
-def _gelu_linear_plan_out(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
-    (out,) = warm_outputs(spec, call)
-    return functools.partial(_gelu_linear_plan(spec, call, regime), out)
+def _plan_out(spec: OpSpec, call: Call, regime: Regime) -> Callable[[], Any]:
+    return PEERS["plan"].build(spec, call, Regime.parse("given"))
 
 
 def _rope_kernel(spec: OpSpec, call: Call, regime: Regime) -> Candidate:
