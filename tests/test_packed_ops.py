@@ -141,19 +141,21 @@ def test_any_number_of_leading_dimensions(lead: tuple[int, ...]) -> None:
     torch.testing.assert_close(y, torch.nn.functional.linear(x, w))
 
 
-# 33 and 300 rows take other ways through the engine, and so do 1 and 5 among themselves.
+# The kinds of ways through the engine: up to 6 rows, up to 16, where x is packed, and more. 33 and
+# 300 rows differ in how x is packed; 1100 columns are too many to read x where it lies.
 @each_dtype
 @pytest.mark.parametrize("k", [100, 1031, 2200])
 @pytest.mark.parametrize(
-    ("whole", "first", "rows"), [(300, 40, 33), (300, 290, 7), (6, 1, 5), (6, 5, 1)]
+    ("whole", "first", "rows", "n"),
+    [(300, 40, 33, 150), (300, 283, 17, 150), (16, 9, 7, 1100), (6, 1, 5, 150), (6, 5, 1, 150)],
 )
 def test_a_row_has_the_same_bits_in_a_batch_of_its_kind(
-    whole: int, first: int, rows: int, k: int, dtype: str, isa: str
+    whole: int, first: int, rows: int, n: int, k: int, dtype: str, isa: str
 ) -> None:
-    x, w, b = cancelling(layer(whole, 150, k, DTYPES[dtype]))
+    x, w, b = cancelling(layer(whole, n, k, DTYPES[dtype]))
     packed = ops.linear_pack(w)
-    y = ops.linear_packed(x, packed, b, 150)
-    part = ops.linear_packed(x[first : first + rows], packed, b, 150)
+    y = ops.linear_packed(x, packed, b, n)
+    part = ops.linear_packed(x[first : first + rows], packed, b, n)
     assert torch.equal(part, y[first : first + rows])
 
 

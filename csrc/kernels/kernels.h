@@ -94,7 +94,8 @@ struct ProbeArgs {
 // it goes, and x as it lies or from linear_rows. A row's sums come in an order that is fixed within
 // a family.
 struct LinearShape {
-  int64_t dot_columns, dot_row_bytes;    // columns of a task, scratch for each of its rows
+  int64_t dot_rows, dot_columns;         // rows that pass w together, columns of a task
+  int64_t dot_bytes, dot_row_bytes;      // scratch: of a task, and for each of its rows
   int64_t panel_columns;                 // of a task, and of a packed panel
   int64_t panel_bytes, panel_row_bytes;  // scratch: of a task, and for each of its rows
   int64_t packed_bytes;                  // of a panel that linear_pack writes

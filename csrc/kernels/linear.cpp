@@ -26,11 +26,12 @@ template <class T>
 void shape(const LinearArgs& a, LinearShape& s) {
   using C = compute_t<T>;
   constexpr int64_t columns = kPanelColumns<T>, lane = sizeof(C);
+  s.dot_rows = kDotRows;
   s.dot_columns = kDotColumns;
   s.dot_row_bytes = dot_row_bytes<T>(a.k);
+  s.dot_bytes = kDotRows * kFinishColumns * lane;
   s.panel_columns = columns;
-  s.panel_bytes =
-      (a.packed ? kStreamedPanels * kTileRows : kBlockSteps + kTileRows) * columns * lane;
+  s.panel_bytes = (a.packed ? kStreamedSums : kBlockSteps + kTileRows) * columns * lane;
   s.panel_row_bytes = k_blocks<T>(a.k) == 1 ? 0 : columns * lane;
   s.packed_bytes = steps_of<T>(a.k) * columns * static_cast<int64_t>(sizeof(packed_t<T>));
   s.tile_rows = kTileRows;

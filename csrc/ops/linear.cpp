@@ -83,10 +83,10 @@ constexpr int64_t kPrivateRows = 32;          // so few each worker packs for it
 constexpr int64_t kPrivateBytes = 256 << 10;  // of them at most
 constexpr int64_t kRowsBytes = 16 << 20;      // of packed x at once
 constexpr int64_t kChunkBytes = 4 << 20;      // of packed x that pass by one panel after the other
-constexpr int64_t kChunkRows = 1024;    // whose sums stay in the second cache between blocks of k
-constexpr int64_t kPanelsTogether = 8;  // of a task that has few rows
-constexpr int64_t kLeastRows = 128;     // worth a panel
-constexpr int64_t kLastParts = 8;       // of the last task of a worker, at most
+constexpr int64_t kChunkRows = 1024;  // whose sums stay in the second cache between blocks of k
+constexpr int64_t kTogether = 8;      // columns of a task that has few rows, in those of one
+constexpr int64_t kLeastRows = 128;   // worth a panel
+constexpr int64_t kLastParts = 8;     // of the last task of a worker, at most
 
 // y in tasks of `rows` rows (or tiles of rows) x `columns` columns.
 struct Tasks {
@@ -99,6 +99,11 @@ struct Tasks {
   int64_t down() const { return pieces(m, rows); }
   int64_t across() const { return pieces(n, columns); }
 };
+
+// A few rows pass the columns of a task in a moment: so many make one.
+int64_t together(const Tasks& t) {
+  return std::clamp<int64_t>(t.across() / (8 * t.workers), 1, kTogether);
+}
 
 Tasks cut(const LinearArgs& a, const LinearShape& shape, bool dots, int threads) {
   Tasks t = {};
@@ -116,7 +121,8 @@ Tasks cut(const LinearArgs& a, const LinearShape& shape, bool dots, int threads)
         std::max(pieces(a.m, kDotChunk), std::min(wanted, pieces(a.m, kDotChunk / 4)));
     t.m = a.m;
     t.rows = pieces(a.m, chunks);
-    t.scratch = aligned(t.rows * shape.dot_row_bytes);
+    t.scratch = aligned(t.rows * shape.dot_row_bytes + shape.dot_bytes);
+    if (a.m <= shape.dot_rows) t.columns *= together(t);
     t.workers = std::min(t.workers, t.down() * t.across());
     return t;
   }
@@ -130,8 +136,7 @@ Tasks cut(const LinearArgs& a, const LinearShape& shape, bool dots, int threads)
   t.own_rows = !shape.in_place && a.m <= kPrivateRows && a.m * shape.row_bytes <= kPrivateBytes;
   // A panel that is not packed is transposed once more for each part.
   if (t.workers > 1) t.parts = std::clamp<int64_t>(t.rows / (a.packed ? 4 : 12), 1, kLastParts);
-  // One tile of rows passes a panel in a moment: several make a task.
-  if (t.m == 1) t.columns *= std::clamp<int64_t>(t.across() / (8 * t.workers), 1, kPanelsTogether);
+  if (t.m == 1) t.columns *= together(t);
   // More workers than tasks still help to pack rows that are shared.
   if (t.own_rows || shape.in_place) t.workers = std::min(t.workers, t.down() * t.across());
   return t;

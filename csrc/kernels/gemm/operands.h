@@ -94,12 +94,9 @@ template <class T>
 constexpr bool kWidenX = !kInPairs<T> && sizeof(compute_t<T>) != sizeof(T);
 
 // Additions in a row to one accumulator. Short chains, added up, err less than one long chain;
-// the rounding of a 16-bit result hides either. For few rows other libraries sum in shorter ones,
-// and memory leaves the time for it.
+// the rounding of a 16-bit result hides either.
 template <class T>
 constexpr int64_t kChainSteps = sizeof(T) == 2 ? 1024 : 128;
-template <class T>
-constexpr int64_t kShortChainSteps = sizeof(T) == 2 ? 1024 : 16;
 
 FUSEDOPS_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -109,6 +106,15 @@ template <class T>
 FUSEDOPS_INLINE int64_t chain_steps(int64_t steps, int64_t longest) {
   if (sizeof(T) == 2 || steps > 2 * longest || steps <= kLeastChainSteps) return longest;
   return (at_most(steps, longest) + 1) / 2;
+}
+
+// For few rows other libraries sum in shorter chains still, above all where the sum is short.
+constexpr int64_t kFewSteps = 64;
+template <class T>
+FUSEDOPS_INLINE int64_t short_chain_steps(int64_t steps) {
+  if (sizeof(T) == 2) return kChainSteps<T>;
+  const int64_t part = steps / 64 * 4;
+  return part < kFewSteps / 4 ? kFewSteps / 4 : at_most(part, kFewSteps);
 }
 
 // Steps of k elements: the last one may be half full.

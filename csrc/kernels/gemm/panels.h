@@ -106,9 +106,9 @@ FUSEDOPS_INLINE Ahead ahead_of(const NextBlock& next, int64_t tile, int64_t tile
 }
 
 // Whether tiles read x where it lies: it passes by so few panels that a packed copy does not pay. A
-// row's bits are the same either way, so the number of rows may decide (streamed_panels takes up to
-// one tile of packed ones). Not for 16-bit values that are widened, nor for pairs of f16, which are
-// moved when they are packed; nor where a register takes the factors of several rows at once.
+// row's bits are the same either way, so the number of rows may decide. Not for 16-bit values that
+// are widened, nor for pairs of f16, which are moved when they are packed; nor where a register
+// takes the factors of several rows at once.
 constexpr int64_t kInPlacePanels = 16;
 template <class T>
 constexpr bool kReadsInPlace = !kLaneFactors && !kWidenX<T> && !kIsF16<T>;
@@ -147,41 +147,71 @@ FUSEDOPS_INLINE void panel_block(const LinearArgs& a, const LinearPart& part, co
   }
 }
 
-// A panel past the one tile of rows that there is. Its short chains are added up in blocks, or the
-// sum of all of them would err like one long chain.
-constexpr int64_t kChainsTogether = 16;
+// A panel past all tiles of a few rows. It comes at first use, through the first cache: one tile
+// takes it as it comes, several take turns at a chain of it. Chains are added up in blocks, or the
+// sum of all of them would err like one long chain. x, sums: tile after tile.
 template <class T>
-FUSEDOPS_INLINE void streamed_panel(int64_t height, const compute_t<T>* x, int64_t steps,
-                                    const packed_t<T>* panel, compute_t<T>* sums) {
+FUSEDOPS_INLINE void streamed_panel(const RowTiles& rows, const compute_t<T>* x, int64_t steps,
+                                    const packed_t<T>* panel, compute_t<T>* sums,
+                                    compute_t<T>* part) {
   using V = Vec<compute_t<T>>;
-  constexpr int64_t columns = kPanelColumns<T>, block = kChainsTogether * kShortChainSteps<T>;
-  compute_t<T> part[kTileRows * columns];
-  for (int64_t s = 0; s == 0 || s < steps; s += block) {
-    tile_of<T, kTileVectors, Source::streamed>(height, PackedRows<T>{x + s * height, false},
-                                               at_most(block, steps - s), panel + s * columns,
-                                               s == 0 ? sums : part, false, {});
-    if (s == 0) continue;
-    for (int64_t i = 0; i < height * columns; i += V::N)
+  constexpr int64_t columns = kPanelColumns<T>,
+                    row_bytes = columns * static_cast<int64_t>(sizeof(packed_t<T>));
+  const int64_t chain = at_most(short_chain_steps<T>(steps), kFewSteps);
+  for (int64_t b = 0; b == 0 || b < steps; b += kBlockSteps) {
+    const int64_t block = at_most(kBlockSteps, steps - b);
+    compute_t<T>* to = b == 0 ? sums : part;
+    if (rows.count == 1)
+      tile_of<T, kTileVectors, Source::streamed>(rows.m, PackedRows<T>{x + b * rows.m, false},
+                                                 block, panel + b * columns, to, false, {});
+    else
+      for (int64_t s = 0; s == 0 || s < block; s += chain) {
+        const int64_t at = b + s, now = at_most(chain, block - s);
+        const NextBlock next = {reinterpret_cast<const char*>(panel + (at + now) * columns), chain,
+                                row_bytes, row_bytes};
+        for (int64_t t = 0; t < rows.count; t++) {
+          const int64_t row = rows.row(t), height = rows.row(t + 1) - row;
+          tile_of<T, kTileVectors, Source::shared>(
+              height, PackedRows<T>{x + row * steps + at * height, false}, now,
+              panel + at * columns, to + row * columns, s > 0, ahead_of(next, t, rows.count, now));
+        }
+      }
+    if (b == 0) continue;
+    for (int64_t i = 0; i < rows.m * columns; i += V::N)
       store(sums + i, load<V>(sums + i) + load<V>(part + i));
   }
 }
 
-// The sums of several panels are finished together: a few vectors alone would wait for one another.
+// Up to so many rows take packed panels this way, unless their bits must be those of many rows or x
+// is not packed. Tiles of more rows are high: the second cache delivers as fast as they multiply.
+constexpr int64_t kStreamedRows = 16;
+template <class T>
+FUSEDOPS_INLINE bool streamed(const LinearArgs& a) {
+  return a.packed && a.m <= kStreamedRows && !a.deterministic && !in_place<T>(a);
+}
+// The sums of so many panels are finished together where there is one tile: a few vectors alone
+// would wait for one another.
 constexpr int64_t kStreamedPanels = 8;
+// Rows of sums that they need: of all panels, and of one more for a block.
+constexpr int64_t kStreamedSums = (kStreamedPanels + 1) * kTileRows > 2 * kStreamedRows
+                                      ? (kStreamedPanels + 1) * kTileRows
+                                      : 2 * kStreamedRows;
 template <class T>
 FUSEDOPS_INLINE void streamed_panels(const LinearArgs& a, const LinearPart& part) {
-  constexpr int64_t columns = kPanelColumns<T>, tile_elements = kTileRows * columns;
-  const int64_t steps = steps_of<T>(a.k), height = a.m;
+  constexpr int64_t columns = kPanelColumns<T>;
+  const int64_t steps = steps_of<T>(a.k);
+  const RowTiles rows(a.m);
   const packed_t<T>* packed = static_cast<const packed_t<T>*>(a.packed);
+  const compute_t<T>* x = static_cast<const compute_t<T>*>(part.rows);
   compute_t<T>* sums = static_cast<compute_t<T>*>(part.scratch);
-  for (int64_t from = part.col_begin; from < part.col_end; from += kStreamedPanels * columns) {
-    const int64_t to = at_most(part.col_end, from + kStreamedPanels * columns);
+  const int64_t together = (rows.count == 1 ? kStreamedPanels : 1) * columns;
+  compute_t<T>* other = sums + together * a.m;
+  for (int64_t from = part.col_begin; from < part.col_end; from += together) {
+    const int64_t to = at_most(part.col_end, from + together);
     for (int64_t col = from; col < to; col += columns)
-      streamed_panel<T>(height, static_cast<const compute_t<T>*>(part.rows), steps,
-                        packed + col * steps, sums + (col - from) / columns * tile_elements);
+      streamed_panel<T>(rows, x, steps, packed + col * steps, sums + (col - from) * a.m, other);
     for (int64_t col = from; col < to; col += columns)
-      finish<T>(a, sums + (col - from) / columns * tile_elements, columns, 0, height, col,
-                at_most(columns, to - col));
+      finish<T>(a, sums + (col - from) * a.m, columns, 0, a.m, col, at_most(columns, to - col));
   }
 }
 
@@ -192,7 +222,7 @@ FUSEDOPS_INLINE void panels(const LinearArgs& a, const LinearPart& part) {
   constexpr int64_t columns = kPanelColumns<T>;
   constexpr int64_t packed_row = columns * static_cast<int64_t>(sizeof(packed_t<T>));
   constexpr int64_t element = sizeof(T);
-  if (a.packed && a.m <= kTileRows && !a.deterministic) return streamed_panels<T>(a, part);
+  if (streamed<T>(a)) return streamed_panels<T>(a, part);
   compute_t<T>* panel = static_cast<compute_t<T>*>(part.scratch);
   compute_t<T>* sums = panel + (a.packed ? 0 : kBlockSteps * columns);
   const int64_t blocks = k_blocks<T>(a.k), all_steps = steps_of<T>(a.k);

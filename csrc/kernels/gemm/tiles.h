@@ -67,15 +67,19 @@ struct Ahead {
   const char* from;
   int64_t lines, run, left, jump;
 };
+// Into the first cache or the second.
+template <bool first>
 FUSEDOPS_INLINE void ask(Ahead& ahead) {
-  for (int64_t l = 0; l < ahead.lines; l++) prefetch_far(ahead.from + 64 * l);
+  for (int64_t l = 0; l < ahead.lines; l++)
+    first ? prefetch(ahead.from + 64 * l) : prefetch_far(ahead.from + 64 * l);
   ahead.from += 64 * ahead.lines;
   if (--ahead.left == 0) ahead.from += ahead.jump, ahead.left = ahead.run;
 }
 
 // How a tile finds its block of the panel: in the second cache, beside which it asks for the next
+// one; in the first cache, short, which several tiles pass in turn, and asks there for the next
 // one; or at first use, as the only tile: then it asks for its own, kPanelAhead bytes on.
-enum class Source { cached, streamed };
+enum class Source { cached, shared, streamed };
 constexpr int64_t kPanelAhead = 8192;
 
 // The rows of x that a tile takes: as pack_tile wrote them, step by step... `half`: the last step
@@ -142,11 +146,12 @@ __attribute__((noinline)) void tile(X x, int64_t steps, const P* panel, compute_
   using O = operands_t<T>;
   using V = typename O::V;
   constexpr int64_t columns = kPanelColumns<T>,
-                    row_bytes = columns * static_cast<int64_t>(sizeof(P));
+                    row_bytes = columns * static_cast<int64_t>(sizeof(P)), lane = sizeof(*x.x);
   // Of each element: a narrow tile has so few that each addition would wait for the one before.
   constexpr int kSums = kTileVectors / Vectors;
-  const int64_t longest =
-      chain_steps<T>(steps, from == Source::streamed ? kShortChainSteps<T> : kChainSteps<T>);
+  const int64_t longest = from == Source::cached   ? chain_steps<T>(steps, kChainSteps<T>)
+                          : from == Source::shared ? steps
+                                                   : short_chain_steps<T>(steps);
   do {
     V acc[Rows * kSums][Vectors];
 #pragma GCC unroll 24
@@ -180,7 +185,7 @@ __attribute__((noinline)) void tile(X x, int64_t steps, const P* panel, compute_
     const int64_t whole = chain - (x.half && chain == steps), alone = X::kInPlace ? whole : chain;
     int64_t s = 0;
     for (; s + kUnrolled <= whole; s += kUnrolled) {
-      if constexpr (from == Source::cached) ask(ahead);
+      if constexpr (from != Source::streamed) ask<from == Source::shared>(ahead);
       if constexpr (X::kInPlace) {
         // Some of the rows each time, all of them by the next line.
         constexpr int turns = 64 / (kUnrolled * static_cast<int>(sizeof(compute_t<T>)));
@@ -190,10 +195,12 @@ __attribute__((noinline)) void tile(X x, int64_t steps, const P* panel, compute_
         later += s / kUnrolled % turns * share * x.ldx;
 #pragma GCC unroll 6
         for (int i = 0; i < share; i++) prefetch(later + i * x.ldx);
-      } else if constexpr (from == Source::cached)
+      } else if constexpr (from != Source::streamed) {
+        const int64_t later = from == Source::cached ? kRowsAhead : steps * Rows * lane;
 #pragma GCC unroll 4
-        for (int64_t l = 0; l < Rows * kUnrolled * static_cast<int64_t>(sizeof(*x.x)); l += 64)
-          prefetch(reinterpret_cast<const char*>(x.x) + kRowsAhead + l);
+        for (int64_t l = 0; l < Rows * kUnrolled * lane; l += 64)
+          prefetch(reinterpret_cast<const char*>(x.x) + later + l);
+      }
 #pragma GCC unroll 4
       for (int u = 0; u < kUnrolled; u++) multiply(step_at<T, Rows>(x, u), u);
       advance<T, Rows>(x, kUnrolled);
