@@ -157,6 +157,7 @@ def fallback_calls() -> dict[str, tuple[Any, ...]]:
         "gelu_linear_preact": (*linear, "quick"),
         "gelu_linear_preact_nograd": (*linear, "none"),
         "gelu_linear_out": (*linear, "none", torch.empty(2, 3, 5, 6)),
+        "gelu_linear_out_nograd": (*linear, "tanh", torch.empty(2, 3, 5, 6)),
         "gelu_linear_quantized": (*quantized, "none", False),
         "gelu_linear_quantized_nograd": (*quantized, "tanh", True),
         "gelu_linear_dz": (grad, z, "none"),

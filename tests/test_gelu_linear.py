@@ -393,6 +393,7 @@ def op_calls() -> dict[str, tuple[str, tuple[Any, ...]]]:
         "gelu_linear_dz": ("gelu_linear_dz", (backward[0], y, "none")),
         "gelu_linear_dz_nograd": ("gelu_linear_dz_nograd", (y.detach(), y.detach(), "tanh")),
         "gelu_linear_out": ("gelu_linear_out", (*detached, "none", torch.ones(2, 4))),
+        "gelu_linear_out_nograd": ("gelu_linear_out_nograd", (*detached, "tanh", torch.ones(2, 4))),
     }
 
 

@@ -22,7 +22,7 @@ from helpers import assert_refused
 import fusedops
 from fusedops import _C
 from fusedops.bench import info, limits
-from fusedops.bench.limits import Calm, Level, Limits, has_matrix_unit, levels
+from fusedops.bench.limits import RECENT, Calm, Level, Limits, has_matrix_unit, levels
 from fusedops.bench.record import Limit, Regime
 
 BLOCK = 512  # bytes: what every probe works in
@@ -450,9 +450,27 @@ def test_measurements_wait_for_calm(
     monkeypatch.setattr(limits, "perf_counter", clock)
     calm = Calm(Scripted(1), patience)
     calm.wait()
+    clock.spend(RECENT)
     calm.wait()
     assert len(canaries) - len(left) == asked
     assert calm.share == share
+
+
+def test_a_calm_moment_lasts_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, asked = Clock(), []
+
+    class Counted(Limits):
+        def canary(self) -> float:
+            asked.append(clock())
+            return 1.0
+
+    monkeypatch.setattr(limits, "perf_counter", clock)
+    calm = Calm(Counted(1), 1.0)
+    for seconds in (0.0, 0.6 * RECENT, 0.6 * RECENT, 0.6 * RECENT):
+        clock.spend(seconds)
+        calm.wait()
+    assert asked == pytest.approx([0.0, 1.2 * RECENT])
+    assert calm.share == 1.0
 
 
 def test_table_names_every_limit(fake: FakeProbes) -> None:

@@ -256,6 +256,7 @@ def op_calls() -> dict[str, tuple[Any, ...]]:
         "gelu_linear_packed": (x, packed, b, 75, "tanh"),
         "gelu_linear_packed_nograd": (x[0], packed, None, 75, "none"),
         "gelu_linear_packed_out": (x, packed, b, 75, "quick", torch.empty(3, 75)),
+        "gelu_linear_packed_out_nograd": (x, packed, b, 75, "none", torch.empty(3, 75)),
     }
 
 

@@ -196,6 +196,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusedops, MPS, m) {
   m.impl("gelu_linear_preact", TORCH_BOX(&gelu_linear_preact));
   m.impl("gelu_linear_preact_nograd", TORCH_BOX(&gelu_linear_preact));
   m.impl("gelu_linear_out", TORCH_BOX(&gelu_linear_out));
+  m.impl("gelu_linear_out_nograd", TORCH_BOX(&gelu_linear_out));
 }
 
 }  // namespace fusedops::mps

@@ -48,6 +48,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedops, m) {
   m.def("gelu_linear_preact(" LAYER ") -> (Tensor, Tensor)");
   m.def("gelu_linear_preact_nograd(" LAYER ") -> (Tensor, Tensor)");
   m.def("gelu_linear_out(" LAYER ", Tensor(a!) out) -> ()");
+  m.def("gelu_linear_out_nograd(" LAYER ", Tensor(a!) out) -> ()");
 #undef LAYER
 }
 
@@ -57,6 +58,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusedops, CPU, m) {
   m.impl("gelu_linear_preact", TORCH_BOX(&gelu_linear_preact));
   m.impl("gelu_linear_preact_nograd", TORCH_BOX(&gelu_linear_preact));
   m.impl("gelu_linear_out", TORCH_BOX(&gelu_linear_out));
+  m.impl("gelu_linear_out_nograd", TORCH_BOX(&gelu_linear_out));
 }
 
 }  // namespace fusedops

@@ -178,6 +178,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fusedops, m) {
   m.def("gelu_linear_packed(" LAYER ", str approximate) -> Tensor");
   m.def("gelu_linear_packed_nograd(" LAYER ", str approximate) -> Tensor");
   m.def("gelu_linear_packed_out(" LAYER ", str approximate, Tensor(a!) out) -> ()");
+  m.def("gelu_linear_packed_out_nograd(" LAYER ", str approximate, Tensor(a!) out) -> ()");
 #undef LAYER
 }
 
@@ -189,6 +190,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusedops, CPU, m) {
   m.impl("gelu_linear_packed", TORCH_BOX(&gelu_linear_packed));
   m.impl("gelu_linear_packed_nograd", TORCH_BOX(&gelu_linear_packed));
   m.impl("gelu_linear_packed_out", TORCH_BOX(&gelu_linear_packed_out));
+  m.impl("gelu_linear_packed_out_nograd", TORCH_BOX(&gelu_linear_packed_out));
 }
 
 }  // namespace fusedops

@@ -29,6 +29,7 @@ __all__ = ["Calm", "DeviceLimits", "Level", "Limits", "has_matrix_unit", "levels
 UNITS = {"f16": "f32", "f32": "f32", "f64": "f64", "bf16": "bf16", "int8": "int8"}
 _FIRST, _AGAIN = 5, 2  # repeats of a probe
 CALM = 0.9  # of the best that the canary was seen to do
+RECENT = 5e-3  # seconds that a calm moment is taken to last: what is asked for disturbs the caches
 
 
 class Level(NamedTuple):
@@ -260,14 +261,18 @@ class Calm:
     def __init__(self, limits: Limits, patience: float) -> None:
         self._limits, self._left = limits, patience
         self._calm = self._asked = 0
+        self._until = -math.inf
 
     def wait(self) -> None:
-        """Return at once where it is calm or the patience has gone."""
+        """Return at once where it is calm, was so a moment ago, or the patience has gone."""
         began = perf_counter()
-        calm = self._limits.canary() >= CALM
+        calm = began < self._until or self._limits.canary() >= CALM
         while not calm and perf_counter() - began < self._left:
             calm = self._limits.canary() >= CALM
-        self._left -= perf_counter() - began
+        now = perf_counter()
+        if calm and now >= self._until:
+            self._until = now + RECENT
+        self._left -= now - began
         self._calm += calm
         self._asked += 1
 

@@ -14,6 +14,10 @@ from fusedops.ops.gelu import require_approximate
 from fusedops.ops.layer import autocast
 from fusedops.ops.packed import PackedLinear
 
+# The kernels as a call that nothing records, transforms or traces reaches them.
+_plain = ops.gelu_linear_nograd.default
+_out_plain = ops.gelu_linear_out_nograd.default
+
 
 def gelu_linear(
     input: Tensor,
@@ -65,12 +69,16 @@ def gelu_linear(
             return packed.gelu_linear(input, weight, bias, approximate, out)
         input, weight, bias = autocast(input, weight, bias)
         if out is not None:
+            if is_plain(input, weight, bias, out) and _library.is_ordinary(out):
+                _out_plain(input, weight, bias, approximate, out)
+                _library.count_write((out,))
+                return out
             _library.refuse_recorded("gelu_linear", "out", input, weight, bias, out)
             _library.refuse_negated("gelu_linear", "out", out)
             _library.write(ops.gelu_linear_out, (input, weight, bias, approximate, out), out)
             return out
         if is_plain(input, weight, bias):
-            return ops.gelu_linear_nograd(input, weight, bias, approximate)
+            return _plain(input, weight, bias, approximate)
         return _layer.call(input, weight, bias, approximate, save)
     except (AttributeError, RuntimeError, TypeError):
         own = {} if isinstance(weight, PackedLinear) else {"weight": weight}
@@ -113,6 +121,7 @@ _layer = ActivatedLayer(
 )
 for _name, _shape, _composed in (
     ("gelu_linear_out", _fake_written, _out_formula),
+    ("gelu_linear_out_nograd", _fake_written, _out_formula),
     ("gelu_linear_dz", _fake_dz, _dz_formula),
     ("gelu_linear_dz_nograd", _fake_dz, _dz_formula),
 ):

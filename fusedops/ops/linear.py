@@ -21,6 +21,10 @@ from fusedops.ops.layer import (
 )
 from fusedops.ops.packed import PackedLinear
 
+# The kernels as a call that nothing records, transforms or traces reaches them.
+_plain = ops.linear_nograd.default
+_activated_plain = ops.linear_activation_nograd.default
+
 
 def linear(
     input: Tensor,
@@ -72,10 +76,10 @@ def linear(
         input, weight, bias = autocast(input, weight, bias)
         if activation is not None:
             if is_plain(input, weight, bias):
-                return ops.linear_activation_nograd(input, weight, bias, activation)
+                return _activated_plain(input, weight, bias, activation)
             return _activated.call(input, weight, bias, activation, save="preact")
         if is_plain(input, weight, bias):
-            return ops.linear_nograd(input, weight, bias)
+            return _plain(input, weight, bias)
         if is_recorded_alone():
             return _apply(input, weight, bias)
         if is_transformed():

@@ -18,6 +18,7 @@ __all__ = ["PackedLinear", "pack_linear"]
 # out_features, ...), and their errors name the public function.
 _linear_plain = ops.linear_packed_nograd.default
 _gelu_linear_plain = ops.gelu_linear_packed_nograd.default
+_gelu_linear_out_plain = ops.gelu_linear_packed_out_nograd.default
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -157,6 +158,10 @@ def gelu_linear(
     input = _prepare("gelu_linear", input, packed, bias)
     args = input, packed.data, packed.bias, packed.out_features, approximate
     if out is not None:
+        if is_plain(input, out) and _library.is_ordinary(out):
+            _gelu_linear_out_plain(*args, out)
+            _library.count_write((out,))
+            return out
         _library.refuse_recorded("gelu_linear", "out", input, out)
         _library.refuse_negated("gelu_linear", "out", out)
         if torch.compiler.is_compiling():
@@ -232,6 +237,7 @@ for _name, _shape in (
     ("gelu_linear_packed", _fake_gelu),
     ("gelu_linear_packed_nograd", _fake_gelu),
     ("gelu_linear_packed_out", _fake_written),
+    ("gelu_linear_packed_out_nograd", _fake_written),
 ):
     _library.register_fake(_name, _shape)
     _library.register_cpu_only(_name)
