@@ -181,17 +181,18 @@ def rope_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, str,
 
 def matmul_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, str, int, list, int]]:
     types = "float|double|fusedops::f16|fusedops::bf16"
-    match = re.search(rf"::(\w*tile\w*)<({types})\b(?:, (\d+), (\d+))?", name)
+    match = re.search(rf"::(\w*tile\w*|dot_vector)<({types})\b(?:, (\d+), (\d+))?", name)
     if match is None:
         return
     dtype = {"float": "f32", "double": "f64"}.get(match[2], match[2].rpartition(":")[2])
-    streamed = ", panels streamed" if "Source)1" in name else ""
+    source = re.search(r"Source\)(\d)", name)
+    panels = ("", ", panels shared", ", panels streamed")[int(source[1]) if source else 0]
     placed = ", rows in place" if "::RowsInPlace<" in name else ""
     for loop in innermost_loops(code):
         total = sum(map(flops, loop))
         if total:
             sums = int(match[3]) * int(match[4]) if match[1] == "tile" else 0
-            yield f"linear {dtype}, {match[1]}{streamed}{placed}", "flop", total, loop, sums
+            yield f"linear {dtype}, {match[1]}{panels}{placed}", "flop", total, loop, sums
 
 
 def gelu_kernels(name: str, code: list[Instruction]) -> Iterator[tuple[str, str, int, list, int]]:

@@ -595,6 +595,7 @@ void linear_cases() {
   constexpr int64_t rows[] = {1, 2, 3, 4, 5, 7, 33, 50};
   constexpr int64_t columns[] = {1, 7, 16, 49}, depths[] = {1, 2, 3, 8, 17, 33, 64};
   constexpr int64_t large[][3] = {{50, 33, 1025}, {3, 33, 1025}, {7, 20, 2051}, {13, 97, 130}};
+  constexpr int64_t streamed[][3] = {{6, 70, 1030}, {7, 1026, 300}, {12, 1031, 70}, {16, 1027, 9}};
   int turn = 0;
   const auto both = [&turn](const Type& t, int64_t m, int64_t n, int64_t k) {
     at = std::string("linear ") + name_of(t) + " " + std::to_string(m) + "x" + std::to_string(n) +
@@ -610,6 +611,12 @@ void linear_cases() {
       for (const int64_t n : columns)
         for (const int64_t k : depths) both(*t, m, n, k);
     for (const auto& s : large) both(*t, s[0], s[1], s[2]);
+    // Few rows and packed panels, so many that x is packed as well.
+    for (const auto& s : streamed) {
+      at = std::string("linear, packed, ") + name_of(*t) + " " + std::to_string(s[0]) + " rows";
+      linear_case(*t, s[0], s[1], s[2], Activation::gelu, false, 1, true, true, true,
+                  Weight::packed, false);
+    }
   }
 }
 

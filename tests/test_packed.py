@@ -54,6 +54,18 @@ def test_result_is_within_the_bound(op: str, dtype: str, rows: int, bias: bool, 
     assert packed.dtype == y.dtype == DTYPES[dtype]
 
 
+# Of so many columns that few rows are packed, and pass the panels in turns.
+@pytest.mark.parametrize("k", [20, 200, 2100])
+@pytest.mark.parametrize("rows", [7, 12, 16])
+@each_dtype
+@each_op
+def test_few_rows_of_a_wide_layer(op: str, dtype: str, rows: int, k: int, isa: str) -> None:
+    x, w, b = numbers(rows, 1050, k, dtype)
+    y = getattr(fusedops, op)(x, fusedops.pack_linear(w, b))
+    options = {"approximate": "none"} if op == "gelu_linear" else {}
+    assert_accurate(op, y, x, w, b, **options)
+
+
 @pytest.mark.parametrize("approximate", ["none", "tanh", "quick"])
 def test_variants_and_out(approximate: str) -> None:
     x, w, b = numbers()

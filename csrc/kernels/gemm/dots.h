@@ -124,10 +124,10 @@ struct DotAhead {
 // a little ahead. k: elements of a row.
 template <class T>
 FUSEDOPS_INLINE DotAhead dot_ahead(int64_t rows, int64_t ldw, int64_t k, bool last) {
-  constexpr int64_t load = operands_t<T>::V::N * operands_t<T>::kStep;
+  constexpr int64_t line = 64 / sizeof(T);
   const int64_t next = rows * ldw;
   if (rows > 1 && ldw == k && next * static_cast<int64_t>(sizeof(T)) <= 16384)
-    return {next, rows, load, 0};
+    return {next, rows, line, 0};
   return {2048 / sizeof(T), 1, ldw, last ? next - k : 0};
 }
 
@@ -141,7 +141,10 @@ __attribute__((noinline)) void dot_vector(const dot_x<T>* x, int64_t ldx, const 
                                           bool add) {
   using O = operands_t<T>;
   using V = typename O::V;
-  constexpr int64_t per_load = V::N * O::kStep, step = Chains * per_load;
+  constexpr int64_t per_load = V::N * O::kStep;
+  constexpr int per_line = 64 / static_cast<int>(per_load * sizeof(T));  // loads
+  constexpr int unrolled = Chains > per_line ? Chains : per_line;
+  constexpr int64_t step = unrolled * per_load;
   V total[Rows][V::N];
   for (int j = 0; j < V::N; j += Width) {
     const T* row[Width];
@@ -174,10 +177,11 @@ __attribute__((noinline)) void dot_vector(const dot_x<T>* x, int64_t ldx, const 
     for (int64_t end = k - ahead.distance;; later += ahead.jump, end = k) {
       for (; e + step <= end; e += step, later += step * ahead.scale)
 #pragma GCC unroll 8
-        for (int u = 0; u < Chains; u++) {
+        for (int u = 0; u < unrolled; u++) {
 #pragma GCC unroll 4
-          for (int v = 0; v < Width; v++) prefetch(later + v * ahead.apart + u * per_load);
-          multiply(u, e + u * per_load, whole);
+          for (int v = 0; v < Width; v++)
+            if (u % per_line == 0) prefetch(later + v * ahead.apart + u * per_load);
+          multiply(u % Chains, e + u * per_load, whole);
         }
       if (end == k) break;
     }
