@@ -128,7 +128,8 @@ FUSEDOPS_INLINE DotAhead dot_ahead(int64_t rows, int64_t ldw, int64_t k, bool la
   const int64_t next = rows * ldw;
   if (rows > 1 && ldw == k && next * static_cast<int64_t>(sizeof(T)) <= 16384)
     return {next, rows, line, 0};
-  return {2048 / sizeof(T), 1, ldw, last ? next - k : 0};
+  const int64_t ahead = (rows == 1 ? 8192 : 2048) / static_cast<int64_t>(sizeof(T));
+  return {ahead, 1, ldw, last ? next - k : 0};
 }
 
 // Few rows, all that there are, against a vector of columns: c[i][j] (+)= the sum over k. Rows of w
