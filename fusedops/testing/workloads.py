@@ -344,10 +344,11 @@ def _over_linear(sample: Linear, dtype: str) -> Bar:
     return Bar(sample.name, dtype, "counted", math.nan, "linear")
 
 
-def _packed_limit(
-    shape: str, dtype: str, bound: float, regime: str = "", threads: int | None = None
-) -> Bar:
-    return Bar(shape, dtype, "limit", bound, regime=regime, threads=threads, candidate="packed")
+def _plan_limit(shape: str, dtype: str, bound: float, threads: int | None = None) -> Bar:
+    """Of the kernels: in memory that is given, for handing out fresh pages is the system's time;
+    by a plan, the call that costs least. It runs alone: the caches hold its weights and no others.
+    """
+    return Bar(shape, dtype, "limit", bound, regime="given", threads=threads, candidate="plan")
 
 
 def _packed_faster(shape: str, dtype: str, bound: float, against: str) -> Bar:
@@ -396,10 +397,7 @@ _NAMES = tuple(sample.name for sample in _MANY_ROWS)
 # Weights packed ahead stand against what packs them; plain ones must come near the packed call.
 GELU_LINEAR_BARS = (
     *(
-        # In memory that is given: handing out fresh pages is the system's time.
-        _packed_limit(
-            s.name, dtype, 0.85 if (dtype, s.k) == ("f32", 4096) else bound, "given", threads
-        )
+        _plan_limit(s.name, dtype, 0.85 if (dtype, s.k) == ("f32", 4096) else bound, threads)
         for s in _MANY_ROWS
         for dtype, bound in (("f32", 0.90), ("bf16", 0.86), ("f16", 0.88))
         for threads in (1, None)
@@ -412,11 +410,10 @@ GELU_LINEAR_BARS = (
     *(_packed_faster(shape, "f16", 5, "eager") for shape in _NAMES),
     *(_packed_faster(shape, "f16", 2.5, "compile-autotune") for shape in _NAMES),
     *(
-        # Alone with its weights, or the caches are full of another's; and without a call's cost.
-        Bar(sample.name, dtype, "limit", 0.85, regime="given", candidate="plan")
+        _plan_limit(sample.name, dtype, 0.85)
         for sample in _FEW_ROWS
         for dtype in _NARROW
-        if sample.lead != (16,)
+        if sample.lead != (16,) or dtype == "f32"
     ),
     *(_packed_faster(f"small/16-rows-{k}", "f32", 1.3, "onednn") for k in (1024, 768)),
     *(

@@ -158,20 +158,18 @@ __attribute__((noinline)) void dot_vector(const dot_x<T>* x, int64_t ldx, const 
       for (int i = 0; i < Rows; i++)
 #pragma GCC unroll 4
         for (int v = 0; v < Width; v++) acc[u][i][v] = set1<V>(0);
-    const auto multiply = [&](int u, int64_t e, const auto& load_at)
-                              __attribute__((always_inline)) {
-                                V a[Rows];
+    const auto multiply = [&](int u, int64_t e, const auto& read) __attribute__((always_inline)) {
+      V a[Rows];
 #pragma GCC unroll 4
-                                for (int i = 0; i < Rows; i++) a[i] = load_at(x + i * ldx + e);
+      for (int i = 0; i < Rows; i++) a[i] = read(x + i * ldx + e);
 #pragma GCC unroll 4
-                                for (int v = 0; v < Width; v++) {
-                                  V b = load_at(row[v] + e);
-                                  if constexpr (Rows > 1) FUSEDOPS_KEEP(b.v);
+      for (int v = 0; v < Width; v++) {
+        V b = read(row[v] + e);
+        if constexpr (Rows > 1) FUSEDOPS_KEEP(b.v);
 #pragma GCC unroll 4
-                                  for (int i = 0; i < Rows; i++)
-                                    acc[u][i][v] = O::multiply_add(a[i], b, acc[u][i][v]);
-                                }
-                              };
+        for (int i = 0; i < Rows; i++) acc[u][i][v] = O::multiply_add(a[i], b, acc[u][i][v]);
+      }
+    };
     const auto whole = [](const auto* p) __attribute__((always_inline)) { return O::load(p); };
     int64_t e = 0;
     const T* later = row[0] + ahead.distance;
