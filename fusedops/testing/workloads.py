@@ -345,8 +345,9 @@ def _over_linear(sample: Linear, dtype: str) -> Bar:
 
 
 def _plan_limit(shape: str, dtype: str, bound: float, threads: int | None = None) -> Bar:
-    """Of the kernels: in memory that is given, for handing out fresh pages is the system's time;
-    by a plan, the call that costs least. It runs alone: the caches hold its weights and no others.
+    """Of the kernels: by a plan, the call that costs least, in memory that is given.
+
+    Handing out fresh pages is the system's time. It runs alone: no other's weights fill the caches.
     """
     return Bar(shape, dtype, "limit", bound, regime="given", threads=threads, candidate="plan")
 
