@@ -48,6 +48,8 @@ def _missing() -> str | None:
 def _compile(
     function: Callable[..., Any], options: Mapping[str, Any], dynamic: bool | None = False
 ) -> Callable[..., Any]:
+    # A sweep compiles hundreds of shapes, each anew: torch counts them as one function's.
+    torch._dynamo.config.accumulated_recompile_limit = 1 << 20
     known = inspect.signature(torch.compile).parameters
     # Both are new in torch 2.13: out of reach of the limit, and guards of this function alone.
     extra: dict[str, Any] = {"recompile_limit": 1000, "isolate_recompiles": True}
