@@ -66,6 +66,15 @@ def test_few_rows_of_a_wide_layer(op: str, dtype: str, rows: int, k: int, isa: s
     assert_accurate(op, y, x, w, b, **options)
 
 
+def test_out_is_counted_as_written() -> None:
+    x, w, b = numbers()
+    packed, out = fusedops.pack_linear(w, b), torch.ones(3, 75)
+    product = torch.ones(3, 75, requires_grad=True) * out  # backward needs out as it is
+    fusedops.gelu_linear(x, packed, out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
 @pytest.mark.parametrize("approximate", ["none", "tanh", "quick"])
 def test_variants_and_out(approximate: str) -> None:
     x, w, b = numbers()
